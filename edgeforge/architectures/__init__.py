@@ -1,0 +1,77 @@
+"""Model families: one file per Hugging Face `model_type`; what a family's config can say lives there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from edgeforge.core.kinds import discover
+from edgeforge.core.spec import Spec, unknown_key
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from edgeforge.core.task import Interface
+
+
+class Architecture(Spec):
+    """Base of every family. Fields are what a user may choose; they carry the names of the Hugging Face config."""
+
+    kind: str
+    depths_field: ClassVar[str | None] = None
+    """The config's field that counts blocks, one number or one per stage; None where no block can be left out."""
+
+    def config(self, interface: Interface) -> PretrainedConfig:
+        """The Hugging Face config of this shape for a task's inputs and labels."""
+        raise NotImplementedError
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> Self:
+        """The shape that a config of this family says."""
+        raise NotImplementedError
+
+    def scaled(self, multiple: float) -> Self:
+        """The same depth with every width times `multiple` (rounded to what the family allows)."""
+        raise NotImplementedError
+
+    @classmethod
+    def measured(cls, model: PreTrainedModel) -> PretrainedConfig:
+        """A copy of the model's config with its sizes read off the actual layers.
+
+        It may still not describe the model (widths that differ where the config has one number): the caller compares.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def stages(cls, model: PreTrainedModel) -> list[nn.Sequential | nn.ModuleList]:
+        """The model's blocks in order, by stage; what a stage does between blocks is not in it."""
+        raise NotImplementedError
+
+
+def architecture_of(config: PretrainedConfig) -> type[Architecture] | None:
+    """The family of a Hugging Face config, or None where EdgeForge has no file for it."""
+    found = discover("edgeforge.architectures", Architecture)
+    return found.get(config.model_type)  # type: ignore[return-value]
+
+
+def nested(value: Any, own: Iterable[str]) -> Any:
+    """``{architecture: resnet, depths: [2, 2]}`` -> ``{architecture: {kind: resnet, depths: [2, 2]}}``.
+
+    For specs with a field `architecture` beside their `own` fields: users write the family's fields flat, one level
+    less to indent; what is nested already stays. Raises the error for an unknown key over both sets of names.
+    """
+    if not (isinstance(value, dict) and isinstance(value.get("architecture"), str)):
+        return value
+    family = discover("edgeforge.architectures", Architecture).get(value["architecture"])
+    if family is None:
+        return value
+    ours, theirs = set(own), family.model_fields.keys() - {"kind"}
+    for key in value:
+        if key not in ours | theirs:
+            raise unknown_key(str(key), sorted(ours | theirs))
+    shape = {key: item for key, item in value.items() if key in theirs - ours}
+    rest = {key: item for key, item in value.items() if key in ours}
+    return {**rest, "architecture": {"kind": value["architecture"], **shape}}

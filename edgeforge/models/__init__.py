@@ -1,0 +1,29 @@
+"""Where a model comes from: one file per kind. `loading` reads and writes the torch artifacts they become."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgeforge.core.spec import Spec, digest_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from edgeforge.core.task import Interface, Task
+
+NOT_KINDS = frozenset({"building", "folder", "footprint", "loading", "surgery"})
+"""Files of this folder that serve the kinds and are none themselves."""
+
+
+class Model(Spec):
+    """Base of every source of a model."""
+
+    kind: str
+
+    def digest(self) -> str:
+        """sha256 of all that decides the model beside the task and the seed: the spec, and the content of its files."""
+        return digest_of(self.model_dump(mode="json"))
+
+    def build(self, task: Task, interface: Interface) -> PreTrainedModel:
+        """The model in float32 on the CPU. New weights follow torch's global seed. Raises ModelError."""
+        raise NotImplementedError

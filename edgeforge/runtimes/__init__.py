@@ -1,0 +1,45 @@
+"""What runs a shipped file: one file per runtime."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from edgeforge.core.spec import Spec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+
+class Session(Protocol):
+    """An opened model file."""
+
+    def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """Logits, float32, shape (N, labels), for inputs by name."""
+
+
+class Runtime(Spec):
+    """Base of every runtime."""
+
+    kind: str
+    format: ClassVar[str]
+    """The artifact format it opens."""
+
+    def available(self) -> str | None:
+        """None where this runtime can run here, else the reason it cannot, as a sentence."""
+        return None
+
+    def open(self, folder: Path, *, threads: int | None = None) -> Session:
+        """Load the model in an artifact's folder. `threads`: how many it may use, None for its own choice."""
+        raise NotImplementedError
+
+
+def runtime_for(format: str) -> Runtime | None:
+    """The runtime that opens an artifact format, or None."""
+    from edgeforge.core.kinds import discover
+
+    for cls in discover("edgeforge.runtimes", Runtime).values():
+        if cls.format == format:  # type: ignore[attr-defined]
+            return cls(kind=cls.model_fields["kind"].default)  # type: ignore[return-value,call-arg]
+    return None
