@@ -1,0 +1,277 @@
+"""Pipeline -> Plan: ordered steps, each with a content key. What cannot work is found here, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, requires, version
+from typing import Any
+
+from packaging.requirements import Requirement
+
+from edgeforge.core.errors import IncompatiblePlanError, MissingExtraError
+from edgeforge.core.spec import Spec, digest_of, nested_specs, perhaps, source_digest
+from edgeforge.core.stage import Stage
+from edgeforge.device import DeviceProfile, Layout, profile
+from edgeforge.exporters.onnx import Onnx
+from edgeforge.models import Model
+from edgeforge.pipeline import Pipeline, Target
+from edgeforge.stages.benchmark import Benchmark
+from edgeforge.stages.evaluate import Evaluate
+from edgeforge.stages.export import Export
+from edgeforge.stages.finetune import Finetune
+from edgeforge.stages.initialize import Initialize
+from edgeforge.stages.prune import Prune
+from edgeforge.stages.quantize import Quantize
+from edgeforge.stages.train import Train
+from edgeforge.stages.verify import Verify
+from edgeforge.store import Store
+
+KEY_VERSION = 1  # raise when the meaning of keys or manifests changes
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage with its inputs. `inputs` maps the stage's input names to the names of earlier steps.
+
+    `row` is the row of the report it belongs to: ``chain``, ``baseline`` or a target's name.
+    """
+
+    name: str
+    stage: Stage
+    inputs: Mapping[str, str]
+    key: str
+    row: str
+
+
+@dataclass
+class Plan:
+    """Everything a run will do, in order, and what the user should know before it starts."""
+
+    pipeline: Pipeline
+    steps: list[Step] = field(default_factory=list)
+    chain: list[str] = field(default_factory=list)
+    """Names of the steps that make the chain's models, first to last."""
+    baseline: str = ""
+    """The chain step that every target is compared with."""
+    targets: dict[str, Target] = field(default_factory=dict)
+    """Target rows: `android`, or `android.x86` and `android.arm` where its devices need different layouts."""
+    warnings: list[str] = field(default_factory=list)
+
+    def step(self, name: str) -> Step:
+        """The step of that name."""
+        return next(step for step in self.steps if step.name == name)
+
+
+def build(pipeline: Pipeline) -> Plan:
+    """Order the steps and key them. Raises IncompatiblePlanError, MissingExtraError, ConfigurationError, DataError."""
+    builder = _Builder(pipeline)
+    builder.chain()
+    builder.file_row("baseline", builder.plan.baseline, Target(name="fp32", export=Onnx(kind="onnx")), None)
+    for position, target in enumerate(pipeline.targets):
+        builder.target(target, f"targets[{position}]")
+    return builder.plan
+
+
+class _Builder:
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.plan = Plan(pipeline)
+        self.task_digest = pipeline.task.digest()
+
+    # -- steps and keys
+
+    def add(self, name: str, stage: Stage, inputs: Mapping[str, str], row: str = "chain") -> str:
+        check_installed(stage)
+        stage.check()
+        key = self._key(stage, {role: self.plan.step(source).key for role, source in inputs.items()})
+        self.plan.steps.append(Step(name, stage, dict(inputs), key, row))
+        return name
+
+    def _key(self, stage: Stage, parents: Mapping[str, str]) -> str:
+        return digest_of(
+            {
+                "version": KEY_VERSION,
+                "stage": stage.identity(),
+                "parents": dict(parents),
+                "task": self.task_digest,
+                "seed": self.pipeline.seed,
+                "sources": {module: source_digest(module) for module in sorted(_modules(stage))},
+                "libraries": {name: version(name) for name in sorted(_libraries(stage))},
+            }
+        )
+
+    # -- the chain
+
+    def chain(self) -> None:
+        last = self.add("model", Initialize(kind="initialize", model=self.pipeline.model), {})
+        untrained = self.pipeline.model.kind == "config"
+        self._model_made(last, evaluate=not untrained)
+        leading = True
+        for position, stage in enumerate(self.pipeline.stages):
+            where = f"stages[{position}]"
+            last = self._chain_stage(stage, last, where)
+            leading = leading and isinstance(stage, Train)
+            if leading:
+                self.plan.baseline = last
+        if untrained and not any(stage.distributed for stage in self.pipeline.stages):
+            self.plan.warnings.append("the model has random weights and no stage trains it")
+
+    def _model_made(self, name: str, *, evaluate: bool = True) -> None:
+        self.plan.chain.append(name)
+        if not self.plan.baseline:
+            self.plan.baseline = name
+        if evaluate:
+            self.add(f"{name}.evaluate", Evaluate(kind="evaluate"), {"model": name})
+
+    def _chain_stage(self, stage: Stage, last: str, where: str) -> str:
+        inputs = {"model": last}
+        for role, source in stage.sources().items():
+            inputs[role] = self._source(source, last, f"{where}.{role}")
+        name = self.add(self._free_name(stage.name or stage.kind), stage, inputs)
+        self._model_made(name)
+        if isinstance(stage, Prune) and stage.recover is not None:
+            return self._recovery(stage, name, last, where)
+        return name
+
+    def _recovery(self, stage: Prune, pruned: str, before: str, where: str) -> str:
+        assert stage.recover is not None
+        finetune = Finetune(kind="finetune", **dict(stage.recover))
+        inputs = {"model": pruned}
+        for role, source in finetune.sources().items():
+            # The natural teacher of a pruned model is the model it was.
+            inputs[role] = self._source(source, before, f"{where}.recover.{role}")
+        name = self.add(f"{pruned}.recover", finetune, inputs)
+        self._model_made(name)
+        return name
+
+    def _source(self, source: str | Model | None, last: str, where: str) -> str:
+        if source is None:
+            return last
+        if isinstance(source, Model):
+            stage = Initialize(kind="initialize", model=source)
+            key = self._key(stage, {})
+            same = [step.name for step in self.plan.steps if step.key == key]
+            return same[0] if same else self.add(self._free_name("teacher"), stage, {})
+        if source not in self.plan.chain:
+            raise IncompatiblePlanError(
+                perhaps("no earlier stage is named", source, self.plan.chain), where=where, remedy="name an earlier stage"
+            )
+        return source
+
+    def _free_name(self, wanted: str) -> str:
+        taken = {step.name for step in self.plan.steps}
+        name, count = wanted, 1
+        while name in taken:
+            count += 1
+            name = f"{wanted}-{count}"
+        return name
+
+    # -- targets
+
+    def target(self, target: Target, where: str) -> None:
+        if target.quantize is not None and target.export.kind not in target.quantize.writes:
+            raise IncompatiblePlanError(
+                f"{target.quantize.kind} cannot end in {target.export.kind}; "
+                f"it can end in {', '.join(sorted(target.quantize.writes))}",
+                where=where,
+                remedy=f"quantizers for {target.export.kind}: {', '.join(_quantizers_for(target.export.kind))}",
+            )
+        devices = [profile(name, where=f"{where}.devices") for name in target.devices]
+        for device in devices:
+            if device.link is None:
+                self.plan.warnings.append(f"{target.name}: {device.name} cannot be reached yet; its rows will be absent")
+        if target.quantize is not None and (advice := target.quantize.advice(target.export.kind)):
+            self.plan.warnings.append(f"{target.name}: {advice}")
+        for name, group in _by_layout(target, devices).items():
+            layout = group[0].layout if group else None
+            part = target.model_copy(update={"devices": tuple(device.name for device in group)})
+            self.plan.targets[name] = part
+            self.file_row(name, self.plan.chain[-1], part, layout)
+
+    def file_row(self, row: str, model: str, target: Target, layout: Layout | None) -> None:
+        """The steps from a torch model to a verified, evaluated and measured file."""
+        quantizer = target.quantize.for_layout(layout) if target.quantize and layout else target.quantize
+        source = model
+        if quantizer and "torch" in quantizer.accepts:
+            source = self.add(f"{row}.quantize", Quantize(kind="quantize", quantizer=quantizer), {"model": model}, row)
+        file = self.add(f"{row}.export", Export(kind="export", exporter=target.export), {"model": source}, row)
+        inputs = {"reference": source, "model": model}
+        if quantizer and "torch" not in quantizer.accepts:
+            inputs["unquantized"] = file
+            file = self.add(f"{row}.quantize", Quantize(kind="quantize", quantizer=quantizer), {"model": file}, row)
+        self.add(f"{row}.verify", Verify(kind="verify"), {**inputs, "file": file}, row)
+        self.add(f"{row}.evaluate", Evaluate(kind="evaluate"), {"model": file}, row)
+        for device in target.devices:
+            if profile(device).link is not None:
+                against = {} if row == "baseline" else {"baseline": self._baseline_file()}
+                benchmark = Benchmark(kind="benchmark", device=device)
+                self.add(f"{row}.benchmark.{device}", benchmark, {"model": file, **against}, row)
+
+    def _baseline_file(self) -> str:
+        return "baseline.export"
+
+
+def _by_layout(target: Target, devices: list[DeviceProfile]) -> dict[str, list[DeviceProfile]]:
+    """Row name -> devices: one row, or one for each integer layout where the quantizer makes a difference."""
+    groups: dict[Layout, list[DeviceProfile]] = {}
+    for device in devices:
+        groups.setdefault(device.layout, []).append(device)
+    quantizer = target.quantize
+    if quantizer is None or len({digest_of(quantizer.for_layout(layout).model_dump(mode="json")) for layout in groups}) < 2:
+        return {target.name: devices}
+    return {f"{target.name}.{layout}": group for layout, group in groups.items()}
+
+
+def _quantizers_for(export: str) -> Iterable[str]:
+    from edgeforge.core.kinds import discover
+    from edgeforge.quantizers import Quantizer
+
+    found = discover("edgeforge.quantizers", Quantizer)
+    return sorted(name for name, cls in found.items() if export in cls.writes)  # type: ignore[attr-defined]
+
+
+def _modules(stage: Stage) -> set[str]:
+    found: set[str] = set()
+    for spec in nested_specs(stage):
+        found.add(type(spec).__module__)
+        found.update(spec.uses)
+    return found
+
+
+def _libraries(spec: Spec) -> set[str]:
+    return {name for part in nested_specs(spec) for name in part.needs}
+
+
+def check_installed(spec: Spec) -> None:
+    """Raise MissingExtraError where a distribution that a spec's kinds need is not installed."""
+    for name in sorted(_libraries(spec)):
+        try:
+            version(name)
+        except PackageNotFoundError as error:
+            raise MissingExtraError(
+                f"{spec.kind if hasattr(spec, 'kind') else 'this'} needs {name}, which is not installed",
+                remedy=f"pip install 'edgeforge[{_extra_of(name)}]'",
+            ) from error
+
+
+def _extra_of(distribution: str) -> str:
+    for line in requires("edgeforge") or ():
+        requirement = Requirement(line)
+        if requirement.name.lower() == distribution.lower() and requirement.marker is not None:
+            extra = str(requirement.marker).rpartition("==")[2].strip(" \"'")
+            if extra not in ("all", "test"):
+                return extra
+    return "all"
+
+
+def estimated_samples(plan: Plan, train_size: int) -> dict[str, int]:
+    """Step name -> training samples it will process."""
+    return {step.name: step.stage.work(train_size) for step in plan.steps if step.stage.work(train_size)}
+
+
+def cached(plan: Plan, store: Store) -> dict[str, bool]:
+    """Step name -> whether its artifact is sealed already (content is checked when it is opened)."""
+    return {step.name: store.has(step.key) for step in plan.steps}
+
+

@@ -1,0 +1,82 @@
+"""Distillation: a student learns from a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from edgeforge.core.artifact import Artifact
+from edgeforge.core.kinds import OneOf
+from edgeforge.core.seeds import derive
+from edgeforge.core.stage import Job, Stage
+from edgeforge.core.task import Task
+from edgeforge.losses import Loss
+from edgeforge.losses.hard_labels import HardLabels
+from edgeforge.losses.soft_targets import SoftTargets
+from edgeforge.students import Student
+from edgeforge.students.width import Width
+from edgeforge.teachers import Teacher
+from edgeforge.training.recipe import Recipe, check_losses, default_teacher, needs_teacher
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Distill(Stage, Recipe):
+    """Make a student and teach it; the student goes on as the chain's model (Hinton et al., 2015).
+
+    The teacher is the chain's model so far, or any model named.
+    """
+
+    kind: Literal["distill"] = "distill"
+    student: Annotated[Student, OneOf("edgeforge.students")] = Field(
+        default=Width(kind="width"), description="Where the student comes from."
+    )
+    losses: tuple[Annotated[Loss, OneOf("edgeforge.losses")], ...] = Field(
+        default=(SoftTargets(kind="soft_targets", weight=0.9), HardLabels(kind="hard_labels", weight=0.1)),
+        min_length=1,
+        description="What is minimised: their weighted sum.",
+    )
+    teacher: Annotated[Teacher, OneOf("edgeforge.teachers")] = Field(
+        default=default_teacher(), description="Who teaches."
+    )
+
+    needs: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate")
+    uses: ClassVar[tuple[str, ...]] = ("edgeforge.training.loop", "edgeforge.training.objective")
+    distributed: ClassVar[bool] = True
+
+    def identity(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"name", "teacher", "checkpoint_seconds"})
+
+    def sources(self) -> Mapping[str, Any]:
+        return {"teacher": self.teacher.source()}
+
+    def check(self) -> None:
+        check_losses(self.losses)
+
+    def work(self, train_size: int) -> int:
+        return self.total_steps(train_size) * self.batch_size
+
+    def rehearse(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
+        return self.student.build(model, task, task.open().interface)
+
+    def run(self, inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any]:
+        import torch
+
+        from edgeforge.models import loading
+        from edgeforge.models.footprint import footprint
+        from edgeforge.training.loop import fit
+
+        teacher_model = loading.load(inputs["teacher"].path)
+        interface = job.task.open().interface
+        torch.manual_seed(derive(job.seed, "student"))
+        student = self.student.build(teacher_model, job.task, interface)
+        teacher = None
+        if needs_teacher(self.losses):
+            teacher = self.teacher.open(inputs["teacher"], job.accelerator.device)
+        facts = fit(student, self, self.losses, teacher=teacher, job=job)
+        if job.accelerator.is_main_process:
+            loading.save(student, job.folder)
+        return {**footprint(student, interface), **facts}

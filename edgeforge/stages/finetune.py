@@ -1,0 +1,54 @@
+"""Training that goes on from a model's weights, on any sum of losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from edgeforge.core.artifact import Artifact
+from edgeforge.core.errors import IncompatiblePlanError
+from edgeforge.core.stage import Job, Stage
+from edgeforge.training.recipe import Recovery, check_losses, default_teacher, needs_teacher
+
+
+class Finetune(Stage, Recovery):
+    """Train the chain's model further. A prune stage's `recover` becomes one of these."""
+
+    kind: Literal["finetune"] = "finetune"
+
+    needs: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate")
+    uses: ClassVar[tuple[str, ...]] = ("edgeforge.training.loop", "edgeforge.training.objective")
+    distributed: ClassVar[bool] = True
+
+    def identity(self) -> dict[str, Any]:
+        # The teacher is one of the inputs, whose keys stand beside this.
+        return self.model_dump(mode="json", exclude={"name", "teacher", "checkpoint_seconds"})
+
+    def sources(self) -> Mapping[str, Any]:
+        if not needs_teacher(self.losses):
+            return {}
+        return {"teacher": (self.teacher or default_teacher()).source()}
+
+    def check(self) -> None:
+        check_losses(self.losses)
+        if self.teacher is not None and not needs_teacher(self.losses):
+            raise IncompatiblePlanError(
+                "a teacher is named, but no loss asks for one", remedy="add e.g. `- soft_targets` to `losses`"
+            )
+
+    def work(self, train_size: int) -> int:
+        return self.total_steps(train_size) * self.batch_size
+
+    def run(self, inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any]:
+        from edgeforge.models import loading
+        from edgeforge.models.footprint import footprint
+        from edgeforge.training.loop import fit
+
+        model = loading.load(inputs["model"].path)
+        teacher = None
+        if needs_teacher(self.losses):
+            teacher = (self.teacher or default_teacher()).open(inputs["teacher"], job.accelerator.device)
+        facts = fit(model, self, self.losses, teacher=teacher, job=job)
+        if job.accelerator.is_main_process:
+            loading.save(model, job.folder)
+        return {**footprint(model, job.task.open().interface), **facts}

@@ -1,0 +1,46 @@
+"""Supervised training on labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from edgeforge.core.artifact import Artifact
+from edgeforge.core.seeds import derive
+from edgeforge.core.stage import Job, Stage
+from edgeforge.losses.hard_labels import HardLabels
+from edgeforge.training.recipe import Recipe
+
+
+class Train(Stage, Recipe):
+    """Train the chain's model on labels. Leading `train` stages make the baseline all else is compared with."""
+
+    kind: Literal["train"] = "train"
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Share of each label spread over all classes.")
+
+    needs: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate")
+    uses: ClassVar[tuple[str, ...]] = ("edgeforge.training.loop", "edgeforge.training.objective")
+    distributed: ClassVar[bool] = True
+
+    def identity(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"name", "checkpoint_seconds"})
+
+    def work(self, train_size: int) -> int:
+        return self.total_steps(train_size) * self.batch_size
+
+    def run(self, inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any]:
+        import torch
+
+        from edgeforge.models import loading
+        from edgeforge.models.footprint import footprint
+        from edgeforge.training.loop import fit
+
+        torch.manual_seed(derive(job.seed, self.kind))
+        model = loading.load(inputs["model"].path)
+        losses = [HardLabels(kind="hard_labels", label_smoothing=self.label_smoothing)]
+        facts = fit(model, self, losses, teacher=None, job=job)
+        if job.accelerator.is_main_process:
+            loading.save(model, job.folder)
+        return {**footprint(model, job.task.open().interface), **facts}

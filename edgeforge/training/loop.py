@@ -1,0 +1,291 @@
+"""The one training loop, on accelerate. It does not know which task, loss or model it trains.
+
+A step is a pure function of (weights, optimizer state, seed, step): data order, augmentation and dropout are derived
+from the seed and the step, so a run that was killed goes on from its checkpoint to the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ContextManager
+
+import torch
+from torch import nn
+
+from edgeforge.core.errors import ConfigurationError
+from edgeforge.core.seeds import derive
+from edgeforge.core.stage import Job
+from edgeforge.core.task import Batch, TaskData
+from edgeforge.environment import cpu_features
+from edgeforge.losses import Loss
+from edgeforge.store import CHECKPOINT
+from edgeforge.teachers import OpenTeacher
+from edgeforge.training import checkpoint
+from edgeforge.training.objective import Trainee
+from edgeforge.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+REPORT_EVERY = 10  # steps between progress updates, each of which reads the loss off the device
+EVALUATION_BATCH = 512
+
+
+@dataclass
+class _State:
+    """What changes while training, beside weights and optimizer."""
+
+    step: int = 0
+    history: dict[str, list[float]] = field(default_factory=lambda: {"loss": [], "validation": []})
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    best: float = -math.inf
+    best_step: int = 0
+
+
+def fit(
+    model: PreTrainedModel, recipe: Recipe, losses: Sequence[Loss], *, teacher: OpenTeacher | None, job: Job
+) -> dict[str, Any]:
+    """Train `model` in place on the training split of ``job.task``; return its history for the report.
+
+    Goes on from ``job.folder/checkpoint`` where a checkpoint is there. Raises ConfigurationError where the loss stops
+    being a number.
+    """
+    training = _Training(model, recipe, losses, teacher, job)
+    training.resume()
+    training.run()
+    return training.finish()
+
+
+class _Training:
+    def __init__(
+        self, model: PreTrainedModel, recipe: Recipe, losses: Sequence[Loss], teacher: OpenTeacher | None, job: Job
+    ) -> None:
+        self.recipe, self.job, self.model = recipe, job, model
+        self.data: TaskData = job.task.open()
+        self.accelerator = job.accelerator
+        self.size = self.data.size("train")
+        self.per_epoch = max(1, self.size // recipe.batch_size)
+        self.total = recipe.total_steps(self.size)
+        self.state = _State()
+        torch.manual_seed(derive(job.seed, "projections"))
+        self.trainee = Trainee(model, losses, teacher).to(self.accelerator.device)
+        self.trainee.shape_projections(self._batch(list(range(min(2, self.size))), None))
+        if self.data.batch("train", [0])[self.data.interface.input_name].dim() == 4:
+            self.trainee.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = _optimizer(self.trainee, recipe)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.trainee, optimizer)
+        self.average = _copy(self.trainee.student) if recipe.ema else {}
+        self.best: dict[str, torch.Tensor] = {}
+        self.bfloat16 = _use_bfloat16(recipe, self.accelerator.device)
+
+    # -- one step
+
+    def run(self) -> None:
+        self.wrapped.train()
+        saved = time.monotonic()
+        pending = torch.zeros(())
+        while self.state.step < self.total:
+            step = self.state.step
+            pending = pending + self._step(step)
+            self.state.step = step = step + 1
+            last = step == self.total
+            ends_epoch = step % self.per_epoch == 0 or last
+            if step % REPORT_EVERY and not ends_epoch:
+                continue
+            self._note(float(pending), step)
+            pending = torch.zeros(())
+            if ends_epoch:
+                self._end_epoch()
+            if time.monotonic() - saved >= self.recipe.checkpoint_seconds and not last:
+                self._checkpoint()
+                saved = time.monotonic()
+
+    def _step(self, step: int) -> torch.Tensor:
+        epoch, position = divmod(step, self.per_epoch)
+        indices = self._order(epoch)[position * self.recipe.batch_size : (position + 1) * self.recipe.batch_size]
+        torch.manual_seed(derive(self.job.seed, "dropout", step, self.accelerator.process_index))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.learning_rate * _rate(self.recipe, step, self.total)
+        total = torch.zeros((), device=self.accelerator.device)
+        pieces = list(self._pieces(indices))
+        for number, piece in enumerate(pieces):
+            batch = self._batch(piece, derive(self.job.seed, "augment", epoch))
+            waits = nullcontext() if number == len(pieces) - 1 else self.accelerator.no_sync(self.wrapped)
+            with waits, self._precision():
+                loss = self.wrapped(batch, self.trainee.teacher_outputs(batch)) * (len(piece) / len(indices))
+                loss = loss * self.accelerator.num_processes
+            self.accelerator.backward(loss)
+            total += loss.detach() / self.accelerator.num_processes
+        if self.recipe.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.trainee.parameters(), self.recipe.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._average()
+        return total.cpu()
+
+    def _order(self, epoch: int) -> list[int]:
+        if getattr(self, "_ordered", None) != epoch:
+            generator = torch.Generator().manual_seed(derive(self.job.seed, "order", epoch))
+            self._indices: list[int] = torch.randperm(self.size, generator=generator).tolist()
+            self._ordered = epoch
+        return self._indices
+
+    def _pieces(self, indices: list[int]) -> Iterator[list[int]]:
+        """This process's share of a batch, in `accumulate` pieces. Every process has the same number of pieces."""
+        mine = indices[self.accelerator.process_index :: self.accelerator.num_processes] or indices[:1]
+        count = min(self.recipe.accumulate, max(1, len(indices) // self.accelerator.num_processes))
+        for number in range(count):
+            yield mine[number::count]
+
+    def _batch(self, indices: Sequence[int], augment_seed: int | None) -> Batch:
+        batch = self.data.batch("train", indices, augment_seed=augment_seed)
+        device = self.accelerator.device
+        return {
+            name: value.to(device, memory_format=torch.channels_last) if value.dim() == 4 else value.to(device)
+            for name, value in batch.items()
+        }
+
+    def _precision(self) -> ContextManager[Any]:
+        return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
+
+    def _average(self) -> None:
+        if self.recipe.ema is None:
+            return
+        # The usual warm-up of the decay keeps early, untrained weights from lingering.
+        decay = min(self.recipe.ema, (1 + self.state.step) / (10 + self.state.step))
+        for name, value in self.trainee.student.state_dict().items():
+            kept = self.average[name]
+            if value.is_floating_point():
+                kept.lerp_(value.detach(), 1 - decay)
+            else:
+                kept.copy_(value)
+
+    # -- bookkeeping
+
+    def _note(self, loss_sum: float, step: int) -> None:
+        self.state.loss_sum += loss_sum
+        self.state.loss_count = (step - 1) % self.per_epoch + 1
+        mean = self.state.loss_sum / self.state.loss_count
+        if not math.isfinite(mean):
+            raise ConfigurationError(
+                f"the loss is no longer a number at step {step} of {self.total}",
+                where="training",
+                remedy="lower learning_rate, raise warmup, or set clip_norm",
+            )
+        if self.accelerator.is_main_process:
+            self.job.progress.update(step, self.total, f"loss {mean:.4f}")
+
+    def _end_epoch(self) -> None:
+        self.state.history["loss"].append(self.state.loss_sum / max(1, self.state.loss_count))
+        self.state.loss_sum, self.state.loss_count = 0.0, 0
+        if self.recipe.keep == "last":
+            return
+        score = self._validate()
+        self.state.history["validation"].append(score)
+        if score > self.state.best:
+            self.state.best, self.state.best_step = score, self.state.step
+            self.best = {name: value.clone() for name, value in self._kept().items()}
+
+    def _validate(self) -> float:
+        """The headline metric on the validation split, with the weights that would be kept."""
+        current = _copy(self.trainee.student)
+        self.trainee.student.load_state_dict(self._kept())
+        self.trainee.student.eval()
+        logits, labels = [], []
+        size = self.data.size("validation")
+        if size == 0:
+            raise ConfigurationError("keep: best needs a validation split", where="task.validation", remedy="set it above 0")
+        with torch.no_grad():
+            for start in range(0, size, EVALUATION_BATCH):
+                batch = self.data.batch("validation", range(start, min(size, start + EVALUATION_BATCH)))
+                labels.append(batch.pop("labels"))
+                inputs = {name: value.to(self.accelerator.device) for name, value in batch.items()}
+                logits.append(self.trainee.student(**inputs).logits.float().cpu())
+        self.trainee.student.load_state_dict(current)
+        self.wrapped.train()
+        metrics = self.job.task.metrics(torch.cat(logits), torch.cat(labels))
+        return float(next(iter(metrics.values())))
+
+    def _kept(self) -> dict[str, torch.Tensor]:
+        return self.average if self.recipe.ema else self.trainee.student.state_dict()
+
+    # -- interruption
+
+    def _checkpoint(self) -> None:
+        if self.accelerator.is_main_process:
+            tensors = {
+                "trainee": self.trainee.state_dict(),
+                "optimizer": checkpoint.optimizer_tensors(self.optimizer),
+                "average": self.average,
+                "best": self.best,
+            }
+            state = {**vars(self.state), "total": self.total}
+            checkpoint.save(self.job.folder / CHECKPOINT, self.state.step, tensors, _finite(state))
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        found = checkpoint.latest(self.job.folder / CHECKPOINT)
+        if found is None:
+            return
+        state = checkpoint.read_state(found)
+        state.pop("total")
+        state["best"] = -math.inf if state["best"] is None else state["best"]
+        self.state = _State(**state)
+        self.trainee.load_state_dict(checkpoint.read(found, "trainee"))
+        checkpoint.restore_optimizer(self.optimizer, checkpoint.read(found, "optimizer"))
+        self.average = checkpoint.read(found, "average")
+        self.best = checkpoint.read(found, "best")
+
+    def finish(self) -> dict[str, Any]:
+        """Leave the kept weights in the model, in eval mode on the CPU; return the history."""
+        kept = self.best if self.recipe.keep == "best" else self._kept()
+        self.trainee.student.load_state_dict(kept)
+        self.trainee.student.to("cpu", memory_format=torch.contiguous_format)
+        self.trainee.student.eval()
+        history = {name: values for name, values in self.state.history.items() if values}
+        facts: dict[str, Any] = {"steps": self.total, "precision": "bfloat16" if self.bfloat16 else "float32"}
+        if self.recipe.keep == "best":
+            facts["kept_step"] = self.state.best_step
+        return {**facts, "history": history}
+
+
+def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    trained = [value for value in module.parameters() if value.requires_grad]
+    groups = [
+        {"params": [value for value in trained if value.dim() > 1], "weight_decay": recipe.weight_decay},
+        {"params": [value for value in trained if value.dim() <= 1], "weight_decay": 0.0},
+    ]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+
+
+def _rate(recipe: Recipe, step: int, total: int) -> float:
+    """Factor of the peak learning rate for the step that is about to be taken (0-based)."""
+    warm = max(1, round(recipe.warmup * total)) if recipe.warmup else 0
+    if step < warm:
+        return (step + 1) / warm
+    if recipe.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+
+def _use_bfloat16(recipe: Recipe, device: torch.device) -> bool:
+    if recipe.precision != "auto":
+        return recipe.precision == "bfloat16"
+    if device.type == "cpu":
+        return bool({"avx512_bf16", "amx_bf16"} & cpu_features())
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def _copy(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def _finite(state: dict[str, Any]) -> dict[str, Any]:
+    return {**state, "best": state["best"] if math.isfinite(state["best"]) else None}

@@ -1,0 +1,93 @@
+"""What a user can say about training. `train`, `distill`, `finetune` and `recover` all take these fields."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from edgeforge.core.errors import IncompatiblePlanError
+from edgeforge.core.kinds import OneOf
+from edgeforge.core.spec import Spec
+from edgeforge.losses import Loss
+from edgeforge.losses.hard_labels import HardLabels
+from edgeforge.teachers import Teacher
+from edgeforge.teachers.model import Model as TeacherModel
+
+DEFAULT_EPOCHS = 5
+
+
+class Recipe(Spec):
+    """How long and how a model is trained."""
+
+    epochs: int | None = Field(
+        default=None, ge=1, description=f"Passes over the training data; {DEFAULT_EPOCHS} where `steps` is absent too."
+    )
+    steps: int | None = Field(default=None, ge=1, description="Optimizer steps, instead of `epochs`.")
+    batch_size: int = Field(default=128, ge=1, description="Samples per optimizer step, over all processes together.")
+    accumulate: int = Field(
+        default=1, ge=1, description="Pieces a batch is processed in, to save memory; gradients are summed."
+    )
+    optimizer: Literal["adamw", "sgd"] = Field(
+        default="adamw", description="AdamW (Loshchilov & Hutter, 2019) or SGD with Nesterov momentum 0.9."
+    )
+    learning_rate: float = Field(default=1e-3, gt=0, description="Its peak.")
+    weight_decay: float = Field(default=0.01, ge=0, description="Applied to weights, not to biases and norms.")
+    warmup: float = Field(default=0.1, ge=0, lt=1, description="Share of the steps in which the rate rises from zero.")
+    schedule: Literal["cosine", "constant"] = Field(
+        default="cosine", description="What the learning rate does after warm-up: falls to zero, or stays."
+    )
+    clip_norm: float | None = Field(default=None, gt=0, description="Largest norm of the whole gradient.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="`auto`: bfloat16 autocast where the processor multiplies it natively."
+    )
+    ema: float | None = Field(
+        default=None, gt=0, lt=1, description="Decay of a running average of the weights, which is what is kept."
+    )
+    keep: Literal["last", "best"] = Field(
+        default="last", description="`best`: the epoch with the best validation metric, instead of the last."
+    )
+    checkpoint_seconds: float = Field(
+        default=30, ge=0, description="Time between checkpoints; a killed run goes on from the last one."
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Recipe:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("give 'epochs' or 'steps', not both")
+        if self.batch_size % self.accumulate:
+            raise ValueError("'accumulate' must divide 'batch_size'")
+        return self
+
+    def total_steps(self, train_size: int) -> int:
+        """Optimizer steps for a training split of this size; the last partial batch of an epoch is left out."""
+        if self.steps is not None:
+            return self.steps
+        return (self.epochs or DEFAULT_EPOCHS) * max(1, train_size // self.batch_size)
+
+
+class Recovery(Recipe):
+    """How a pruned model is brought back: training, with the unpruned model as teacher where a loss asks for one."""
+
+    losses: tuple[Annotated[Loss, OneOf("edgeforge.losses")], ...] = Field(
+        default=(HardLabels(kind="hard_labels"),), min_length=1, description="What is minimised: their weighted sum."
+    )
+    teacher: Annotated[Teacher, OneOf("edgeforge.teachers")] | None = Field(
+        default=None, description="Who teaches, where a loss needs a teacher; absent: the model before pruning."
+    )
+
+
+def needs_teacher(losses: tuple[Loss, ...]) -> bool:
+    """Whether any of these losses reads a teacher's outputs."""
+    return any(loss.needs_teacher for loss in losses)
+
+
+def check_losses(losses: tuple[Loss, ...]) -> None:
+    """Raise IncompatiblePlanError where the sum of losses cannot train anything."""
+    if not any(loss.weight > 0 for loss in losses):
+        raise IncompatiblePlanError("every loss has weight 0", remedy="give one of them a positive weight")
+
+
+def default_teacher() -> Teacher:
+    """The chain's model so far."""
+    return TeacherModel(kind="model")
