@@ -90,8 +90,8 @@ def union_of(package: str, base: type[Spec]) -> Any:
                 )
         return value
 
-    union = Union[tuple(members.values())]
-    choice = Annotated[union, Field(discriminator="kind")] if len(members) > 1 else union
+    union: Any = Union[tuple(members.values())]
+    choice: Any = Annotated[union, Field(discriminator="kind")] if len(members) > 1 else union
     return Annotated[choice, BeforeValidator(desugar)]
 
 

@@ -19,6 +19,11 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Distributions it cannot work without; their versions may change its result."""
+    uses: ClassVar[tuple[str, ...]] = ()
+    """Further modules whose code may change its result."""
+
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_keys(cls, value: Any) -> Any:

@@ -51,7 +51,8 @@ class Stage(Spec):
 
     Class facts: `accepts` are the formats its ``model`` input may have, `makes` is the format it writes,
     `needs` are the distributions whose versions may change its result, `uses` are the modules whose code may,
-    `in_chain` says whether a pipeline's `stages` may name it, `distributed` says whether every process of ``accelerate launch`` takes part.
+    `in_chain` says whether a pipeline's `stages` may name it, `distributed` says whether every process of
+    ``accelerate launch`` takes part.
     """
 
     kind: str
@@ -62,6 +63,10 @@ class Stage(Spec):
     in_chain: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     distributed: ClassVar[bool] = False
+
+    def makes_format(self) -> str:
+        """The format it writes; stages whose fields decide it override this."""
+        return self.makes
 
     def identity(self) -> dict[str, Any]:
         """All of the spec that can change the result, as plain JSON: part of the artifact's key."""

@@ -1,0 +1,249 @@
+"""The report: data only; renderers draw it. ``report.json`` is this model's JSON, schema ``edgeforge.report/1``.
+
+Readers ignore fields they do not know. Numbers that do not exist are null, never NaN or Infinity.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from edgeforge.core.artifact import Artifact
+from edgeforge.core.measurement import Measurement, Origin
+
+Status = Literal["shipped", "quarantined", "absent"]
+Verdict = Literal["faster", "slower", "no difference shown"]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What became of one step of a plan. `artifact` is None where the step failed or was not reached.
+
+    `error` is one sentence for the user; `warnings` are what the stage said through ``progress.warn`` when it ran
+    (for a cached step: when it ran first).
+    """
+
+    artifact: Artifact | None
+    cached: bool = False
+    seconds: float = 0.0
+    error: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=(), populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _finite(cls, value: Any) -> Any:
+        return finite(value)
+
+
+def finite(value: Any) -> Any:
+    """The same plain data with null for every NaN and Infinity, which JSON cannot say."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+class Environment(_Part):
+    """The machine that ran the pipeline."""
+
+    cpu: str
+    cores: int
+    ram_gb: float
+    os: str
+    python: str
+    packages: dict[str, str]
+    physical_cores: int | None = None
+    cpu_features: tuple[str, ...] = ()
+
+
+class StageFacts(_Part):
+    """What is known of the model a stage made. Stages record more than these; the rest is kept as it is."""
+
+    model_config = ConfigDict(extra="allow")
+
+    params: int | None = None
+    macs: int | None = None
+    metrics: dict[str, float | None] = {}
+    per_class_accuracy: dict[str, float | None] = {}
+
+
+class StageRow(_Part):
+    """One step of the chain. `seconds` is the time its work took, in this run or in the one it is cached from."""
+
+    name: str
+    kind: str
+    key: str
+    cached: bool
+    seconds: float
+    facts: StageFacts
+    error: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class Parity(_Part):
+    """How far the written file is from what it should be. `passed` is null where that cannot be evaluated here."""
+
+    model_config = ConfigDict(extra="allow")
+
+    reference: str | None = None
+    max_abs_error: float | None = None
+    cosine: float | None = None
+    passed: bool | None = None
+
+
+class MeasurementRow(_Part):
+    """One quantity on one device: statistics of `n` samples, the unit is in the metric's name."""
+
+    device: str
+    runtime: str
+    metric: str
+    origin: Origin
+    n: int
+    median: float | None
+    p90: float | None
+    ci95: tuple[float | None, float | None]
+    samples: tuple[float, ...] = ()
+    threads: int | None = None
+
+    @classmethod
+    def of(cls, measurement: Measurement, *, threads: int | None = None) -> MeasurementRow:
+        """The row of a measurement, its statistics computed."""
+        return cls(
+            device=measurement.device,
+            runtime=measurement.runtime,
+            metric=measurement.metric,
+            origin=measurement.origin,
+            n=measurement.n,
+            median=measurement.median,
+            p90=measurement.p90,
+            ci95=measurement.ci95,
+            samples=measurement.samples,
+            threads=threads,
+        )
+
+
+class LatencyComparison(_Part):
+    """Baseline latency over this file's, paired by round on one device: above 1 the file is faster.
+
+    `verdict` says faster or slower only where the interval excludes 1.
+    """
+
+    device: str
+    runtime: str
+    origin: Origin
+    n: int
+    ratio: float | None
+    ci95: tuple[float | None, float | None]
+    verdict: Verdict
+
+
+class BenchmarkConditions(_Part):
+    """Under which conditions one device was measured, or why it was not."""
+
+    model_config = ConfigDict(extra="allow")
+
+    device: str
+    reason: str | None = None
+
+
+class MetricComparison(_Part):
+    """The written file against the baseline's file, sample by sample on the test split.
+
+    `difference` is this file's accuracy minus the baseline's, `ci95` its paired interval; `agreement` is the share of
+    samples on which both predict the same label.
+    """
+
+    n: int
+    agreement: float
+    difference: float | None = None
+    ci95: tuple[float, float] | None = None
+
+
+class ArtifactRow(_Part):
+    """One file (or folder) that the pipeline was to ship, and the baseline.
+
+    `path`, `bytes` and `sha256` are those of what a runtime loads; `companions` are the files beside it
+    (labels, preprocessing) with their bytes.
+    """
+
+    name: str
+    status: Status
+    reason: str | None = None
+    format: str
+    path: str | None = None
+    bytes: int | None = None
+    sha256: str | None = None
+    quantization: dict[str, Any] = {}
+    lineage: dict[str, Any] = {}
+    metrics: dict[str, float | None] = {}
+    parity: Parity = Parity()
+    measurements: tuple[MeasurementRow, ...] = ()
+    deltas: dict[str, float | None] = {}
+    per_class_accuracy: dict[str, float | None] = {}
+    metrics_reason: str | None = None
+    metrics_runtime: str | None = None
+    comparison: MetricComparison | None = None
+    latency: tuple[LatencyComparison, ...] = ()
+    conditions: tuple[BenchmarkConditions, ...] = ()
+    checks: tuple[Any, ...] | dict[str, Any] = ()
+    coverage: Any = None
+    companions: dict[str, int] = {}
+    warnings: tuple[str, ...] = ()
+
+    def measurement(self, metric: str, device: str | None = None) -> MeasurementRow | None:
+        """The first measurement of `metric` (on `device`, where given)."""
+        found = (row for row in self.measurements if row.metric == metric and device in (None, row.device))
+        return next(found, None)
+
+
+class BudgetRow(_Part):
+    """One limit on one target. `value` is null where it could not be measured."""
+
+    target: str
+    metric: str
+    limit: float
+    value: float | None
+    passed: bool
+    device: str | None = None
+    reason: str | None = None
+
+
+class Report(_Part):
+    """Everything one run found out."""
+
+    schema_: Literal["edgeforge.report/1"] = Field(default="edgeforge.report/1", alias="schema")
+    pipeline: str
+    run: str
+    edgeforge: str
+    created: str
+    environment: Environment
+    stages: tuple[StageRow, ...]
+    artifacts: tuple[ArtifactRow, ...]
+    budgets: tuple[BudgetRow, ...] = ()
+    task: str | None = None
+    seed: int | None = None
+    baseline: str | None = None
+    warnings: tuple[str, ...] = ()
+
+    def artifact(self, name: str) -> ArtifactRow | None:
+        """The row of that name."""
+        return next((row for row in self.artifacts if row.name == name), None)
+
+    def targets(self) -> Iterator[ArtifactRow]:
+        """Every row but the baseline."""
+        return (row for row in self.artifacts if row.name != "baseline")
+
+    def to_json(self) -> str:
+        """The text of ``report.json``."""
+        return self.model_dump_json(by_alias=True, indent=1)
