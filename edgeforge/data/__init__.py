@@ -41,7 +41,7 @@ class ImageParts:
 
 
 class ImageSource(Spec):
-    """Base of every image data kind. `uses` are the modules, beside its own, whose code decides what it reads."""
+    """Base of every image data kind."""
 
     kind: str
 

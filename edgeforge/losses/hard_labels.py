@@ -1,0 +1,36 @@
+"""Cross entropy with the true labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from edgeforge.losses import Loss
+
+if TYPE_CHECKING:
+    import torch
+    from transformers.utils import ModelOutput
+
+
+class HardLabels(Loss):
+    """Cross entropy with the true labels: what a model without a teacher learns from."""
+
+    kind: Literal["hard_labels"] = "hard_labels"
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the target spread evenly over all classes (Szegedy et al. 2016)."
+    )
+
+    needs_teacher: ClassVar[bool] = False
+
+    def compute(
+        self,
+        student: ModelOutput,
+        teacher: ModelOutput | None,
+        batch: Mapping[str, torch.Tensor],
+        modules: torch.nn.Module | None,
+    ) -> torch.Tensor:
+        from torch.nn import functional
+
+        return functional.cross_entropy(student.logits.float(), batch["labels"], label_smoothing=self.label_smoothing)
