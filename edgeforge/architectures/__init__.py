@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic_core import PydanticCustomError
+
 from edgeforge.core.kinds import discover
-from edgeforge.core.spec import Spec, unknown_key
+from edgeforge.core.spec import Spec, perhaps, unknown_key
 
 if TYPE_CHECKING:
     from typing import Self
@@ -61,14 +63,16 @@ def nested(value: Any, own: Iterable[str]) -> Any:
     """``{architecture: resnet, depths: [2, 2]}`` -> ``{architecture: {kind: resnet, depths: [2, 2]}}``.
 
     For specs with a field `architecture` beside their `own` fields: users write the family's fields flat, one level
-    less to indent; what is nested already stays. Raises the error for an unknown key over both sets of names.
+    less to indent; what is nested already stays. Raises the error for an unknown key over both sets of names,
+    or for an unknown architecture.
     """
     if not (isinstance(value, dict) and isinstance(value.get("architecture"), str)):
         return value
-    family = discover("edgeforge.architectures", Architecture).get(value["architecture"])
-    if family is None:
-        return value
-    ours, theirs = set(own), family.model_fields.keys() - {"kind"}
+    families = discover("edgeforge.architectures", Architecture)
+    if value["architecture"] not in families:
+        message = perhaps("unknown architecture", value["architecture"], list(families))
+        raise PydanticCustomError("unknown_kind", "{message}", {"message": message, "key": "architecture"})
+    ours, theirs = set(own), families[value["architecture"]].model_fields.keys() - {"kind"}
     for key in value:
         if key not in ours | theirs:
             raise unknown_key(str(key), sorted(ours | theirs))

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
     from edgeforge.core.task import Interface, Task
 
-NOT_KINDS = frozenset({"building", "folder", "footprint", "loading", "surgery"})
+NOT_KINDS = frozenset(
+    {"batch_norm", "building", "folder", "footprint", "loading", "operations", "quantized_weights", "surgery"}
+)
 """Files of this folder that serve the kinds and are none themselves."""
 
 

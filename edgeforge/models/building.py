@@ -1,0 +1,148 @@
+"""New models from configs, loaded models made ready for a task, and whether a model fits one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from edgeforge.core.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from edgeforge.core.task import Interface, Task
+
+NEW_HEAD = "set `new_head: true` for a fresh classifier, and train it"
+
+
+def build_new(config: PretrainedConfig, task: Task, interface: Interface) -> PreTrainedModel:
+    """A model with fresh weights (torch's global seed), float32, on the CPU, in eval mode.
+
+    Its shape is tried on the meta device first. Raises ModelError where the config or the input cannot work.
+    """
+    import transformers
+
+    from edgeforge.models.loading import on_meta
+
+    try:
+        draft = on_meta(_class_for(task, config, "model"), config)
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(f"no {config.model_type} has this shape: {error}", where="model") from error
+    check_fits(draft, interface)
+    return getattr(transformers, task.auto_class).from_config(config).float().eval()
+
+
+def adapt(model: PreTrainedModel, task: Task, interface: Interface, *, new_head: bool, where: str) -> PreTrainedModel:
+    """A loaded model made ready for a task: its own classifier, or a fresh one (torch's global seed).
+
+    Raises ModelError where its class, labels, channels or image size do not fit, or a weight is not a number.
+    """
+    from edgeforge.models.surgery import name_labels, replace_head
+
+    _check_finite(model, where)
+    wanted = _class_for(task, model.config, where)
+    if not isinstance(model, wanted) and not new_head:
+        raise ModelError(
+            f"it is a {type(model).__name__}, the task needs a {wanted.__name__}", where=where, remedy=NEW_HEAD
+        )
+    if not isinstance(model, wanted):
+        model = _with_backbone(wanted, model, interface.labels, where)
+    elif new_head:
+        replace_head(model, interface.labels)
+    else:
+        _check_labels(model.config, interface.labels, where)
+        name_labels(model.config, interface.labels)
+    check_fits(model, interface, where=where)
+    return model.eval()
+
+
+def _check_finite(model: PreTrainedModel, where: str) -> None:
+    import torch
+
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if not torch.isfinite(tensor).all():
+            raise ModelError(f"{name} holds values that are not numbers", where=where, remedy="use a sound checkpoint")
+
+
+def _class_for(task: Task, config: PretrainedConfig, where: str) -> type[PreTrainedModel]:
+    import transformers
+
+    mapping = getattr(transformers, task.auto_class)._model_mapping
+    if type(config) not in mapping:
+        raise ModelError(
+            f"transformers has no {task.auto_class.removeprefix('AutoModelFor')} class for {config.model_type}",
+            where=where,
+            remedy="use a model of another family",
+        )
+    found = mapping[type(config)]
+    return found[0] if isinstance(found, tuple) else found  # type: ignore[no-any-return]
+
+
+def _with_backbone(
+    cls: type[PreTrainedModel], model: PreTrainedModel, labels: Sequence[str], where: str
+) -> PreTrainedModel:
+    """A new `cls` with the backbone of `model`; what the task's class does not use (a pooler) is left behind."""
+    from edgeforge.models.surgery import name_labels
+
+    config = copy.deepcopy(model.config)
+    name_labels(config, labels)
+    new = cls(config)
+    try:
+        missing, _ = new.base_model.load_state_dict(model.base_model.state_dict(), strict=False)
+    except RuntimeError as error:
+        raise ModelError(f"its backbone is not that of its config: {error}", where=where) from error
+    if missing:
+        raise ModelError(f"{missing[0]} is missing from its backbone", where=where, remedy="use a whole checkpoint")
+    return new
+
+
+def _check_labels(config: PretrainedConfig, labels: Sequence[str], where: str) -> None:
+    if config.num_labels != len(labels):
+        raise ModelError(f"it has {config.num_labels} labels, the task has {len(labels)}", where=where, remedy=NEW_HEAD)
+    own = [str(config.id2label[index]) for index in range(len(labels))]
+    if sorted(own) == sorted(labels) and own != list(labels):
+        raise ModelError(
+            f"it has the task's labels in another order ({', '.join(own[:3])}, ... for {', '.join(labels[:3])}, ...)",
+            where=where,
+            remedy=f"put the data's labels in the model's order, or {NEW_HEAD}",
+        )
+
+
+def check_fits(model: PreTrainedModel, interface: Interface, *, where: str = "model") -> None:
+    """Raise ModelError unless `model` takes the task's inputs and gives one logit for each of its labels.
+
+    One sample is traced on the meta device; `model` may lie on any.
+    """
+    import torch
+    from torch.func import functional_call
+
+    channels = getattr(model.config, "num_channels", None)
+    if channels is not None and channels != interface.input_shape[0]:
+        raise ModelError(
+            f"it takes {channels} input channels, the data has {interface.input_shape[0]}",
+            where=where,
+            remedy="use a model of that many channels, or convert the images",
+        )
+    tensors = {name: tensor.to("meta") for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    sample = torch.empty(1, *interface.input_shape, device="meta")
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits = functional_call(model, tensors, kwargs={model.main_input_name: sample}).logits
+    except (ValueError, RuntimeError) as error:
+        size = "x".join(map(str, interface.input_shape))
+        raise ModelError(
+            f"it cannot take inputs of {size}: {str(error).splitlines()[0]}",
+            where=where,
+            remedy="set the task's `image_size` to what the model takes, or use fewer stages or smaller patches",
+        ) from error
+    finally:
+        model.train(training)
+    if logits.shape[-1] != len(interface.labels):
+        raise ModelError(
+            f"it gives {logits.shape[-1]} logits, the task has {len(interface.labels)} labels",
+            where=where,
+            remedy=NEW_HEAD,
+        )

@@ -1,0 +1,78 @@
+"""Fixtures for every test: a small image interface and one tiny model per family, made from configs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from edgeforge.core.task import Interface
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TINY: dict[str, dict[str, Any]] = {
+    "resnet": {"embedding_size": 8, "hidden_sizes": [16, 24], "depths": [2, 2]},
+    "mobilenet_v2": {"depth_multiplier": 0.1, "finegrained_output": False},
+    "vit": {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "patch_size": 4,
+    },
+    "convnext": {"hidden_sizes": [8, 16], "depths": [2, 2], "patch_size": 2, "layer_scale_init_value": 1.0},
+}
+"""The fields of each family's tiny model; all take 16x16 images and have under 50,000 parameters."""
+
+
+@pytest.fixture
+def tiny_interface() -> Interface:
+    """One-channel 16x16 images, four labels."""
+    return Interface(
+        input_name="image",
+        input_shape=(1, 16, 16),
+        output_name="logits",
+        labels=("north", "east", "south", "west"),
+        mean=(0.5,),
+        std=(0.25,),
+    )
+
+
+@pytest.fixture
+def tiny_model(tiny_interface: Interface) -> Callable[[str], PreTrainedModel]:
+    """Family name -> its tiny image classifier, the same weights at every call, batch statistics not trivial."""
+
+    def make(family: str) -> PreTrainedModel:
+        import torch
+        from transformers import AutoModelForImageClassification
+
+        from edgeforge.architectures import Architecture
+        from edgeforge.core.kinds import discover
+
+        cls = discover("edgeforge.architectures", Architecture)[family]
+        spec = cls.model_validate({"kind": family, **TINY[family]})
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = AutoModelForImageClassification.from_config(spec.config(tiny_interface)).float()
+            # The library's initial weights are so small that some signals die; here every layer must matter.
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    torch.nn.init.xavier_normal_(parameter)
+            norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+            momenta = [norm.momentum for norm in norms]
+            for norm in norms:
+                norm.momentum = 1.0
+            model.train()(torch.randn(32, *tiny_interface.input_shape))
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(params=sorted(TINY))
+def family(request: pytest.FixtureRequest) -> str:
+    """Each family in turn."""
+    return str(request.param)
