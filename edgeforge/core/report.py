@@ -98,8 +98,29 @@ class Parity(_Part):
 
     reference: str | None = None
     max_abs_error: float | None = None
+    tolerance: float | None = None
     cosine: float | None = None
     passed: bool | None = None
+
+
+class Check(_Part):
+    """One thing that verification looked at. `passed` is null where it could not be looked at here."""
+
+    name: str
+    passed: bool | None
+    detail: str = ""
+
+
+class Fidelity(_Part):
+    """A quantized file against the float model, on validation samples; `metric_drop` is positive for a loss."""
+
+    model_config = ConfigDict(extra="allow")
+
+    agreement: float | None = None
+    cosine: float | None = None
+    metric: str | None = None
+    metric_drop: float | None = None
+    samples: int | None = None
 
 
 class MeasurementRow(_Part):
@@ -174,7 +195,7 @@ class ArtifactRow(_Part):
     """One file (or folder) that the pipeline was to ship, and the baseline.
 
     `path`, `bytes` and `sha256` are those of what a runtime loads; `companions` are the files beside it
-    (labels, preprocessing) with their bytes.
+    (labels, preprocessing) with their bytes. `coverage_percent` is the share of parameters that were quantized.
     """
 
     name: str
@@ -196,8 +217,9 @@ class ArtifactRow(_Part):
     comparison: MetricComparison | None = None
     latency: tuple[LatencyComparison, ...] = ()
     conditions: tuple[BenchmarkConditions, ...] = ()
-    checks: tuple[Any, ...] | dict[str, Any] = ()
-    coverage: Any = None
+    checks: tuple[Check, ...] = ()
+    fidelity: Fidelity | None = None
+    coverage_percent: float | None = None
     companions: dict[str, int] = {}
     warnings: tuple[str, ...] = ()
 

@@ -1,0 +1,174 @@
+"""This machine. Everything is measured in processes of their own, which this module starts, watches and ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+import edgeforge
+from edgeforge.core.errors import EnvironmentProblem
+from edgeforge.core.kinds import discover
+from edgeforge.core.stage import Progress
+from edgeforge.links import Link, Start, Timings, Workload
+from edgeforge.runtimes import Runtime
+
+TIMEOUT_S = 3600.0
+BUSY_PERCENT = 5.0
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+
+
+class Local(Link):
+    """Runs `edgeforge.links._worker` in fresh processes, pinned to the idlest cores where the system allows it."""
+
+    kind: Literal["local"] = "local"
+
+    def unavailable(self, runtime: str) -> str | None:
+        cls = discover("edgeforge.runtimes", Runtime)[runtime]
+        opened: Runtime = cls.model_validate({"kind": runtime})  # type: ignore[assignment]
+        return opened.available()
+
+    def measure(self, workload: Workload, progress: Progress) -> Timings:
+        cores = idle_cores(workload.threads)
+        starts: dict[str, list[Start]] = {name: [] for name in workload.starts}
+        order = [name for name, count in sorted(workload.starts.items()) for _ in range(count)]
+        random.Random(workload.seed).shuffle(order)
+        with watching() as conditions:
+            for done, name in enumerate(order):
+                progress.update(done, len(order) + 1, f"starting {name}")
+                starts[name].append(Start.model_validate(_ask(_job("start", workload, cores, name))))
+            progress.update(len(order), len(order) + 1, "timing")
+            raced = _ask(_job("race", workload, cores, *workload.subjects))
+            progress.update(len(order) + 1, len(order) + 1)
+        return Timings(
+            starts={name: tuple(found) for name, found in starts.items()},
+            conditions={"pinned_to_cores": cores, "threads": workload.threads, **conditions},
+            **raced,
+        )
+
+
+def _job(what: str, workload: Workload, cores: list[int], *names: str) -> dict[str, Any]:
+    plain = workload.model_dump(mode="json")
+    subjects = {name: plain["subjects"][name] for name in names}
+    return {**plain, "what": what, "cores": cores, "subjects": subjects}
+
+
+def _ask(job: Mapping[str, Any], *, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+    """One job to one worker process. Raises EnvironmentProblem where it fails, hangs or refuses."""
+    what = f"{job['what']} of {', '.join(job['subjects'])}"
+    folder = Path(job["inputs"]).parent
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "edgeforge.links._worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env=_environment(job["threads"]),
+        cwd=folder,  # `-m` puts the working folder on the import path: not the user's, whose files may shadow modules
+    )
+    try:
+        out, noise = worker.communicate(json.dumps(job), timeout=timeout_s)
+    except subprocess.TimeoutExpired as error:
+        raise EnvironmentProblem(
+            f"the {what} did not end within {timeout_s:.0f} s",
+            where="benchmark",
+            remedy="see what else the machine does",
+        ) from error
+    finally:
+        if worker.poll() is None:  # timed out or interrupted
+            worker.kill()
+            worker.communicate()
+    if worker.returncode != 0:
+        lines = noise.strip().splitlines()
+        raise EnvironmentProblem(
+            f"the {what} ended with exit code {worker.returncode}: {lines[-1] if lines else 'no message'}",
+            where="benchmark",
+            remedy="a negative exit code is a signal: -9 usually means that memory ran out",
+        )
+    answer: dict[str, Any] = json.loads(out)
+    if "error" in answer:
+        raise EnvironmentProblem(f"the {what} failed: {answer['error']}", where="benchmark")
+    return answer
+
+
+def _environment(threads: int) -> dict[str, str]:
+    package_parent = str(Path(edgeforge.__file__).parent.parent)
+    path = os.pathsep.join(filter(None, (package_parent, os.environ.get("PYTHONPATH"))))
+    return {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), "PYTHONPATH": path}
+
+
+def idle_cores(count: int) -> list[int]:
+    """The `count` least busy of the cores this process may use; empty where all are needed or none can be chosen."""
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    allowed = sorted(os.sched_getaffinity(0))
+    if count >= len(allowed):
+        return []
+    busy = psutil.cpu_percent(interval=0.3, percpu=True)
+    return sorted(sorted(allowed, key=lambda core: busy[core] if core < len(busy) else 100.0)[:count])
+
+
+@contextmanager
+def watching() -> Iterator[dict[str, Any]]:
+    """Fill the yielded dict, at the end, with what else the machine did: load, clock, and busy programs by name.
+
+    A program that both began and ended inside the block is not seen.
+    """
+    conditions: dict[str, Any] = {}
+    before, begin = _processor_seconds(), time.monotonic()
+    conditions["load_average_before"] = _load_average()
+    conditions["cpu_mhz_before"] = _clock_mhz()
+    yield conditions
+    seconds = time.monotonic() - begin
+    busy: Counter[str] = Counter()
+    for process, (name, used) in _processor_seconds().items():
+        percent = 100 * (used - before.get(process, (name, 0.0))[1]) / seconds
+        if percent > BUSY_PERCENT:
+            busy[name] += round(percent)
+    conditions["load_average_after"] = _load_average()
+    conditions["cpu_mhz_after"] = _clock_mhz()
+    conditions["other_programs"] = [{"name": name, "cpu_percent": share} for name, share in busy.most_common()]
+    conditions["seconds"] = round(seconds, 3)
+
+
+def _processor_seconds() -> dict[tuple[int, float], tuple[str, float]]:
+    """(pid, start time) -> name and processor time so far (s), of every other process that may be read."""
+    found = {}
+    for process in psutil.process_iter(["pid", "name", "create_time", "cpu_times"]):
+        times = process.info["cpu_times"]
+        if times is not None and process.pid != os.getpid():
+            key = (process.pid, process.info["create_time"])
+            found[key] = (process.info["name"] or "unnamed", times.user + times.system)
+    return found
+
+
+def _load_average() -> list[float] | None:
+    return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
+
+
+def _clock_mhz() -> float | None:
+    if not hasattr(psutil, "cpu_freq"):
+        return None
+    try:
+        clock = psutil.cpu_freq()
+    except (OSError, NotImplementedError, RuntimeError):
+        return None  # virtual machines and Apple silicon often hide it
+    return round(clock.current) if clock is not None and clock.current else None

@@ -1,0 +1,179 @@
+"""Numbers as people read them: units, signs, significant digits. A number that does not exist is a dash."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgeforge.core.report import ArtifactRow, BenchmarkConditions, BudgetRow, LatencyComparison
+
+NONE = "\u2013"
+MINUS = "\u2212"
+TIMES = "\u00d7"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """``0.03531`` -> ``0.0353``, ``12345`` -> ``12,345``: never fewer digits than the whole part has."""
+    if value == 0:
+        return "0"
+    text = f"{value:.{digits}g}"
+    if "e" in text or abs(value) >= 10**digits:
+        text = f"{value:,.0f}" if abs(value) >= 1 else f"{value:.{digits - 1}e}"
+    elif "." in f"{value:#.{digits}g}":
+        text = f"{value:#.{digits}g}".rstrip(".")
+    return text.replace("-", MINUS)
+
+
+def size(count: int | None) -> str:
+    """Bytes in units of 1000."""
+    if count is None:
+        return NONE
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{significant(count / factor)} {unit}"
+    return f"{count} B"
+
+
+def amount(count: float | None) -> str:
+    """Parameters or MACs: ``2.17 M``."""
+    if count is None:
+        return NONE
+    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= factor:
+            return f"{significant(count / factor)} {unit}"
+    return f"{count:.0f}"
+
+
+def milliseconds(value: float | None) -> str:
+    return NONE if value is None else f"{significant(value)} ms"
+
+
+def times(value: float | None) -> str:
+    """A ratio: ``4.52×``."""
+    return NONE if value is None else significant(value) + TIMES
+
+
+def metric(value: float | None) -> str:
+    """A share as percent; anything else with three significant digits."""
+    if value is None:
+        return NONE
+    return f"{100 * value:.2f} %" if 0 <= value <= 1 else significant(value)
+
+
+def points(value: float | None) -> str:
+    """A difference of shares, in percentage points, always signed."""
+    if value is None:
+        return NONE
+    text = f"{100 * value:+.2f}"
+    return "±0.00" if text in ("+0.00", "-0.00") else text.replace("-", MINUS)
+
+
+def interval(bounds: Sequence[float | None] | None, *, scale: float = 1, unit: str = "") -> str:
+    """``[0.21, 0.23]``; empty where there is none."""
+    if bounds is None or None in bounds:
+        return ""
+    low, high = (significant(bound * scale) for bound in bounds if bound is not None)
+    return f"[{low}, {high}]{unit}"
+
+
+def point_interval(bounds: Sequence[float] | None) -> str:
+    """The interval of a difference of shares, in percentage points."""
+    return "" if bounds is None else f"[{points(bounds[0])}, {points(bounds[1])}]"
+
+
+def duration(seconds: float) -> str:
+    """``4.2 s``, ``3 min 20 s``, ``1 h 05 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def headline(row: ArtifactRow) -> str | None:
+    """The name of a row's first metric."""
+    return next(iter(row.metrics), None)
+
+
+def tick_size(count: float) -> str:
+    """A round number of bytes, for an axis."""
+    unit, factor = next((item for item in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if count >= item[1]), ("B", 1.0))
+    return f"{count / factor:g} {unit}"
+
+
+def quantity(metric: str) -> str:
+    """``peak_rss_mb`` -> ``peak RSS, MB``: what was measured, and its unit."""
+    units = {"ms": "ms", "mb": "MB", "s": "s"}
+    name, _, unit = metric.rpartition("_")
+    if unit not in units:
+        return words(metric)
+    return f"{words(name).replace('rss', 'RSS')}, {units[unit]}"
+
+
+def words(name: str) -> str:
+    """``expected_calibration_error`` -> ``expected calibration error``."""
+    return name.replace("_", " ")
+
+
+def speed(comparison: LatencyComparison | None) -> str:
+    """What may be said of a file's speed: a claim only where the interval excludes 1."""
+    if comparison is None or comparison.ratio is None:
+        return NONE
+    if comparison.verdict == "slower":
+        return f"{times(1 / comparison.ratio)} slower"
+    if comparison.verdict == "faster":
+        return f"{times(comparison.ratio)} faster"
+    return f"{times(comparison.ratio)}, no difference shown"
+
+
+def speed_interval(comparison: LatencyComparison | None) -> str:
+    """The 95 % interval of the number that `speed` says."""
+    if comparison is None:
+        return ""
+    low, high = comparison.ci95
+    if comparison.verdict == "slower" and low and high:
+        return interval((1 / high, 1 / low))
+    return interval((low, high))
+
+
+def format_of(row: ArtifactRow) -> str:
+    """File format and number format, as far as they are known."""
+    kind = row.quantization.get("kind") or row.quantization.get("scheme")
+    numbers = str(kind) if kind else "float32"
+    return row.format if row.status == "absent" else f"{row.format}, {numbers}"
+
+
+def budget_numbers(row: BudgetRow) -> tuple[str, str]:
+    """The value and the limit of a budget, as text."""
+    if row.metric == "accuracy_drop":
+        limit = f"≤ {100 * row.limit:.2f} points"
+        return (NONE if row.value is None else f"{100 * row.value:.2f} points".replace("-", MINUS)), limit
+    if row.metric.endswith("_ratio"):
+        return times(row.value), f"≥ {times(row.limit)}"
+    unit = "MB" if row.metric == "size_mb" else "ms"
+    value = NONE if row.value is None else f"{significant(row.value)} {unit}"
+    return value, f"≤ {significant(row.limit)} {unit}"
+
+
+def conditions(item: BenchmarkConditions) -> list[str]:
+    """How a device was measured, as short statements."""
+    known = item.model_extra or {}
+    said = []
+    if "threads" in known:
+        cores = known.get("pinned_to_cores")
+        pinned = f", pinned to core {', '.join(map(str, cores))}" if cores else ""
+        said.append(f"threads: {known['threads']}{pinned}")
+    if known.get("floor"):
+        floor = next((row["median"] for row in known["floor"] if row["metric"] == "latency_ms"), None)
+        said.append(f"a call of an empty graph takes {milliseconds(floor)}")
+    if "min_sample_ms" in known:
+        said.append(f"a sample is the mean of calls lasting {known['min_sample_ms']:g} ms together")
+    loads = [known.get(f"load_average_{when}") for when in ("before", "after")]
+    if all(loads):
+        said.append("load average " + " → ".join(f"{load[0]:.2f}" for load in loads if load))
+    if known.get("cpu_mhz_before"):
+        said.append(f"clock {known['cpu_mhz_before']} MHz")
+    if known.get("waiting_share") is not None:
+        said.append(f"other programs held its core {metric(known['waiting_share'])} of the time, which is not counted")
+    if "other_programs" in known:
+        programs = [f"{other['name']} {other['cpu_percent']} %" for other in known["other_programs"]]
+        said.append("also running: " + (", ".join(programs) or "nothing above 5 % of a core"))
+    return said

@@ -1,0 +1,317 @@
+"""Sealed artifacts -> Report. Everything here is read, counted or computed; nothing is measured or typed in."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+import edgeforge
+from edgeforge.budgets import judge
+from edgeforge.core.artifact import Artifact, digest_files
+from edgeforge.core.report import (
+    ArtifactRow,
+    BenchmarkConditions,
+    Environment,
+    LatencyComparison,
+    MeasurementRow,
+    MetricComparison,
+    Parity,
+    Report,
+    StageFacts,
+    StageRow,
+    Status,
+    StepResult,
+)
+from edgeforge.environment import describe
+from edgeforge.plan import Plan, Step
+from edgeforge.stages.quantize import Quantize
+
+Results = Mapping[str, StepResult]
+
+BASELINE = "baseline"
+Z95 = 1.959963984540054
+
+
+def collect(
+    plan: Plan,
+    results: Results,
+    *,
+    run: str | None = None,
+    created: datetime.datetime | None = None,
+) -> Report:
+    """What a run found out.
+
+    `results` maps step names to what became of them (a missing step was not reached). `run` names this run, by
+    default after the pipeline and the time. Artifact paths are relative to the run's folder: `folder_of` says where
+    a row's files go.
+    """
+    created = created or datetime.datetime.now(datetime.timezone.utc)
+    baseline = _artifact_row(plan, results, BASELINE, None)
+    rows = [baseline, *(_artifact_row(plan, results, row, baseline) for row in plan.targets)]
+    said = [f"{name}: {text}" for name, result in results.items() for text in result.warnings]
+    return Report(
+        pipeline=plan.pipeline.name,
+        run=run or f"{plan.pipeline.name}-{created:%Y%m%dT%H%M%SZ}",
+        edgeforge=edgeforge.__version__,
+        created=created.isoformat(timespec="seconds"),
+        environment=Environment.model_validate(describe()),
+        stages=tuple(_stage_row(plan.step(name), results) for name in plan.chain),
+        artifacts=tuple(rows),
+        budgets=tuple(judge(plan.pipeline.budgets, plan.targets, {row.name: row for row in rows})),
+        task=plan.pipeline.task.kind,
+        seed=plan.pipeline.seed,
+        baseline=plan.baseline,
+        warnings=tuple(dict.fromkeys((*plan.warnings, *said))),
+    )
+
+
+# -- the chain
+
+
+def _stage_row(step: Step, results: Results) -> StageRow:
+    result = results.get(step.name)
+    artifact = result.artifact if result else None
+    evaluation = _facts(results, f"{step.name}.evaluate")
+    metrics, per_class = _metrics(evaluation)
+    facts = {**(artifact.facts if artifact else {}), "metrics": metrics, "per_class_accuracy": per_class}
+    return StageRow(
+        name=step.name,
+        kind=step.stage.kind,
+        key=step.key,
+        cached=bool(result and result.cached),
+        seconds=artifact.seconds if artifact else result.seconds if result else 0.0,
+        facts=StageFacts.model_validate(facts),
+        error=result.error if result else "not reached",
+        warnings=result.warnings if result else (),
+    )
+
+
+def _metrics(evaluation: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The scalar metrics, and the accuracy per class."""
+    found = evaluation.get("metrics") or {}
+    scalars = {name: value for name, value in found.items() if not isinstance(value, Mapping)}
+    return scalars, dict(found.get("per_class_accuracy") or {})
+
+
+# -- files
+
+
+def file_step(plan: Plan, row: str) -> Step:
+    """The step whose artifact holds the file that a row ships."""
+    (verify,) = _steps(plan, row, "verify")
+    return plan.step(verify.inputs["file"])
+
+
+def status_of(plan: Plan, results: Results, row: str) -> tuple[Status, str | None]:
+    """Whether a row's file is shipped, and if not, why."""
+    step = file_step(plan, row)
+    made = results.get(step.name)
+    if made is None or made.artifact is None:
+        return "absent", _first_error(plan, results, step) or "the run ended before it was made"
+    (verify,) = _steps(plan, row, "verify")
+    checked = results.get(verify.name)
+    if checked is None or checked.artifact is None:
+        return "quarantined", (checked and checked.error) or "the run ended before it was verified"
+    facts = checked.artifact.facts
+    return ("shipped", None) if facts["passed"] else ("quarantined", facts.get("reason"))
+
+
+def folder_of(row: str, status: Status) -> str | None:
+    """Where a row's files are put, relative to the run's folder; None for a file that does not exist."""
+    return {"shipped": f"artifacts/{row}", "quarantined": f"quarantine/{row}", "absent": None}[status]
+
+
+def _first_error(plan: Plan, results: Results, step: Step) -> str | None:
+    """The error of the earliest failed step that `step` depends on."""
+    for source in step.inputs.values():
+        if error := _first_error(plan, results, plan.step(source)):
+            return error
+    result = results.get(step.name)
+    return f"{step.name}: {result.error}" if result and result.error else None
+
+
+def _artifact_row(plan: Plan, results: Results, row: str, baseline: ArtifactRow | None) -> ArtifactRow:
+    status, reason = status_of(plan, results, row)
+    step = file_step(plan, row)
+    artifact = results[step.name].artifact if status != "absent" else None
+    folder = folder_of(row, status)
+    evaluation = _facts_of(plan, results, row, "evaluate")
+    metrics, per_class = _metrics(evaluation)
+    verified = _facts_of(plan, results, row, "verify")
+    quantization, coverage = _quantization(plan, results, row)
+    found = ArtifactRow(
+        name=row,
+        status=status,
+        reason=reason,
+        format=step.stage.makes_format(),
+        **(_weighed(artifact, folder) if artifact and folder else {}),
+        quantization=quantization,
+        coverage_percent=coverage,
+        lineage=_lineage(plan, row),
+        metrics=metrics,
+        metrics_reason=evaluation.get("reason"),
+        metrics_runtime=evaluation.get("runtime"),
+        per_class_accuracy=per_class,
+        parity=Parity.model_validate(verified.get("parity") or {}),
+        checks=verified.get("checks") or (),
+        fidelity=verified.get("fidelity"),
+        warnings=tuple(text for name in _names(plan, row) for text in _warnings(results, name)),
+        **_benchmarks(plan, results, row),
+    )
+    if baseline is None:
+        return found
+    compared = _compared(_evaluation(plan, results, row), _evaluation(plan, results, BASELINE))
+    return found.model_copy(update={"deltas": deltas(found, baseline), "comparison": compared})
+
+
+def _weighed(artifact: Artifact, folder: str) -> dict[str, Any]:
+    """Path, bytes and digest of what a runtime loads. JSON files at the top (labels, preprocessing) are companions.
+
+    Where several files at the top are loaded together, the whole folder is what is shipped and counted.
+    """
+    size = {name: (artifact.path / name).stat().st_size for name in artifact.files}
+    loaded = [name for name in sorted(size) if "/" in name or not name.endswith(".json")]
+    tops = {PurePosixPath(name).parts[0] for name in loaded}
+    if len(tops) != 1:
+        return {"path": folder, "bytes": sum(size.values()), "sha256": artifact.digest}
+    (top,) = tops
+    inside = {name.removeprefix(f"{top}/"): artifact.files[name] for name in loaded}
+    return {
+        "path": f"{folder}/{top}",
+        "bytes": sum(size[name] for name in loaded),
+        "sha256": artifact.files[top] if top in artifact.files else digest_files(inside),
+        "companions": {name: size[name] for name in sorted(size.keys() - set(loaded))},
+    }
+
+
+def _quantization(plan: Plan, results: Results, row: str) -> tuple[dict[str, Any], float | None]:
+    """What the quantizer says of its work, and the coverage that the last step to touch the file saw."""
+    quantization: dict[str, Any] = {}
+    coverage = None
+    for step in plan.steps:
+        if step.row != row or step.stage.kind not in ("quantize", "export"):
+            continue
+        facts = _facts(results, step.name)
+        said = dict(facts.get("quantization") or {})
+        coverage = facts.get("coverage_percent", said.pop("coverage_percent", coverage))
+        if isinstance(step.stage, Quantize):
+            said.pop("bytes", None)
+            quantization = {"kind": step.stage.quantizer.kind, **said}
+    return quantization, coverage
+
+
+def _lineage(plan: Plan, row: str) -> dict[str, Any]:
+    """Every step behind a file, in the order they ran, with the keys that name their artifacts in the store."""
+    wanted = {file_step(plan, row).name}
+    for step in reversed(plan.steps):
+        if step.name in wanted:
+            wanted.update(step.inputs.values())
+    steps = [
+        {"step": step.name, "kind": step.stage.kind, "key": step.key} for step in plan.steps if step.name in wanted
+    ]
+    return {"steps": steps}
+
+
+def _benchmarks(plan: Plan, results: Results, row: str) -> dict[str, Any]:
+    measurements: list[MeasurementRow] = []
+    latency: list[LatencyComparison] = []
+    conditions: list[BenchmarkConditions] = []
+    for step in _steps(plan, row, "benchmark"):
+        facts = _facts(results, step.name)
+        measurements += [MeasurementRow.model_validate(item) for item in facts.get("measurements", ())]
+        if facts.get("latency"):
+            latency.append(LatencyComparison.model_validate(facts["latency"]))
+        result = results.get(step.name)
+        known = {name: facts[name] for name in ("threads", "min_sample_ms", "floor") if name in facts}
+        why = facts.get("reason") or (result.error if result else "not reached")
+        device = getattr(step.stage, "device", "")
+        conditions.append(
+            BenchmarkConditions.model_validate(
+                {**known, **facts.get("conditions", {}), "device": device, "reason": why}
+            )
+        )
+    devices = plan.targets[row].devices if row in plan.targets else ()
+    for device in sorted(set(devices) - {item.device for item in conditions}):
+        conditions.append(BenchmarkConditions(device=device, reason="this device cannot be reached from here yet"))
+    return {"measurements": tuple(measurements), "latency": tuple(latency), "conditions": tuple(conditions)}
+
+
+# -- against the baseline
+
+
+def deltas(row: ArtifactRow, baseline: ArtifactRow) -> dict[str, float | None]:
+    """Ratios are baseline over row (4: four times smaller, faster); metrics are row minus baseline."""
+    found: dict[str, float | None] = {
+        "size_ratio": baseline.bytes / row.bytes if row.bytes and baseline.bytes else None,
+        "latency_ratio": row.latency[0].ratio if row.latency else None,
+    }
+    for name, value in row.metrics.items():
+        before = baseline.metrics.get(name)
+        found[name] = value - before if value is not None and before is not None else None
+    return found
+
+
+def _compared(row: Artifact | None, baseline: Artifact | None) -> MetricComparison | None:
+    """Predictions of two evaluated files side by side; None where one of them could not be evaluated."""
+    if row is None or baseline is None or "logits.npy" not in row.files or "logits.npy" not in baseline.files:
+        return None
+    after = np.load(row.path / "logits.npy", allow_pickle=False).argmax(axis=-1)
+    before = np.load(baseline.path / "logits.npy", allow_pickle=False).argmax(axis=-1)
+    agreement = float((after == before).mean())
+    if "labels.npy" not in row.files:
+        return MetricComparison(n=len(after), agreement=agreement)
+    labels = np.load(row.path / "labels.npy", allow_pickle=False)
+    gained = int(((after == labels) & (before != labels)).sum())
+    lost = int(((after != labels) & (before == labels)).sum())
+    return MetricComparison(
+        n=len(after),
+        agreement=agreement,
+        difference=(gained - lost) / len(after),
+        ci95=paired_interval(gained, lost, len(after)),
+    )
+
+
+def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
+    """95 % interval of the difference of two paired proportions, (gained - lost) / n.
+
+    Agresti & Min, 2005, "Simple improved confidence intervals for comparing matched proportions": Wald's interval
+    after adding 1/2 to each of the four cells.
+    """
+    gained_, lost_, n_ = gained + 0.5, lost + 0.5, n + 2
+    centre = (gained_ - lost_) / n_
+    half = Z95 * math.sqrt(gained_ + lost_ - (gained_ - lost_) ** 2 / n_) / n_
+    return (max(-1.0, centre - half), min(1.0, centre + half))
+
+
+# -- looking things up
+
+
+def _steps(plan: Plan, row: str, kind: str) -> list[Step]:
+    return [step for step in plan.steps if step.row == row and step.stage.kind == kind]
+
+
+def _names(plan: Plan, row: str) -> list[str]:
+    return [step.name for step in plan.steps if step.row == row]
+
+
+def _warnings(results: Results, name: str) -> tuple[str, ...]:
+    return results[name].warnings if name in results else ()
+
+
+def _facts(results: Results, name: str) -> Mapping[str, Any]:
+    result = results.get(name)
+    return result.artifact.facts if result and result.artifact else {}
+
+
+def _facts_of(plan: Plan, results: Results, row: str, kind: str) -> Mapping[str, Any]:
+    return next((_facts(results, step.name) for step in _steps(plan, row, kind)), {})
+
+
+def _evaluation(plan: Plan, results: Results, row: str) -> Artifact | None:
+    found = (results.get(step.name) for step in _steps(plan, row, "evaluate"))
+    return next((result.artifact for result in found if result), None)

@@ -1,0 +1,197 @@
+"""How fast and how large a shipped file is when it runs: measured in processes of its own, beside the baseline."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from edgeforge.core.artifact import Artifact
+from edgeforge.core.errors import IncompatiblePlanError
+from edgeforge.core.measurement import Measurement, bootstrap_median
+from edgeforge.core.report import LatencyComparison, MeasurementRow, Verdict
+from edgeforge.core.stage import Job, Stage
+from edgeforge.core.task import Interface
+from edgeforge.device import profile
+from edgeforge.environment import fingerprint
+from edgeforge.links import Link, Start, Subject, Timings, Workload, link_of
+from edgeforge.runtimes import runtime_for
+
+if TYPE_CHECKING:
+    import numpy as np
+
+REAL_INPUTS = 16
+"""How many test samples the timed calls go through in turn."""
+
+
+class Benchmark(Stage):
+    """Latency, load time, first inference and peak memory of a file, batch 1, on real inputs.
+
+    The file, the baseline and an empty graph (the floor: what a call costs that computes nothing) take turns in
+    shuffled rounds inside one process; a latency sample is the mean of the calls that fill `min_sample_ms`. Load time
+    (runtime library and disk cache warm), first inference and peak memory come from `starts` fresh processes.
+    Time in which other programs held the process's core is not counted where the system says how much it was (Linux).
+    A file whose runtime cannot run on the device gets no numbers and a reason.
+    """
+
+    kind: Literal["benchmark"] = "benchmark"
+    device: str = Field(description="The device profile to measure on.")
+    threads: int = Field(default=1, ge=1, description="Threads the runtime may use.")
+    samples: int = Field(default=40, ge=30, description="Latency samples of each file.")
+    min_sample_ms: float = Field(
+        default=5, gt=0, description="A sample is a batch of calls lasting at least this (ms)."
+    )
+    starts: int = Field(default=3, ge=1, description="Fresh processes for load time, first inference and peak memory.")
+    warmup: int = Field(default=5, ge=0, description="Rounds run and thrown away before the first sample.")
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"onnx", "coreml", "gguf"})
+    makes: ClassVar[str] = "measurements"
+    in_chain: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
+    uses: ClassVar[tuple[str, ...]] = (
+        "edgeforge.links",
+        "edgeforge.links._worker",
+        "edgeforge.links.local",
+        "edgeforge.runtimes.onnxruntime",
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """The spec and the host: timings of another machine are never taken for this one's."""
+        return {**super().identity(), "host": fingerprint()}
+
+    def check(self) -> None:
+        if profile(self.device).link is None:
+            raise IncompatiblePlanError(
+                f"{self.device} cannot be reached from here", remedy="see `edgeforge devices` for those that can"
+            )
+
+    def run(self, inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any]:
+        link = link_of(str(profile(self.device).link))
+        facts: dict[str, Any] = {"device": self.device, "threads": self.threads, "measurements": []}
+        runtime = runtime_for(inputs["model"].format)
+        reason = "nothing here runs this format" if runtime is None else link.unavailable(runtime.kind)
+        if reason is None and runtime is not None:
+            facts |= {"runtime": runtime.kind, **self._measured(inputs, job, link)}
+        else:
+            facts["reason"] = reason
+        (job.folder / "measurements.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        return facts
+
+    def _measured(self, inputs: Mapping[str, Artifact], job: Job, link: Link) -> dict[str, Any]:
+        data = job.task.open()
+        interface = data.interface
+        with tempfile.TemporaryDirectory(prefix="edgeforge-") as name:
+            folder = Path(name)
+            indices = range(min(REAL_INPUTS, data.size("test")))
+            _save(folder / "inputs.npy", data.batch("test", indices)[interface.input_name].numpy())
+            subjects = _subjects(inputs, link)
+            if any(artifact.format == "onnx" for artifact in inputs.values()):
+                subjects["floor"] = Subject(runtime="onnxruntime", folder=_empty_graph(folder / "floor", interface))
+            workload = Workload(
+                subjects=subjects,
+                input_name=interface.input_name,
+                inputs=folder / "inputs.npy",
+                threads=self.threads,
+                samples=self.samples,
+                starts={"model": self.starts} | ({"floor": 1} if "floor" in subjects else {}),
+                warmup=self.warmup,
+                min_sample_ms=self.min_sample_ms,
+                seed=job.seed,
+            )
+            timings = link.measure(workload, job.progress)
+        return self._facts(workload, timings, link)
+
+    def _facts(self, workload: Workload, timings: Timings, link: Link) -> dict[str, Any]:
+        rows = {
+            name: [row.model_dump(mode="json") for row in self._rows(name, subject, timings, link)]
+            for name, subject in workload.subjects.items()
+        }
+        facts = {
+            "measurements": rows["model"],
+            "baseline": rows.get("baseline", []),
+            "floor": rows.get("floor", []),
+            "calls_per_sample": dict(timings.calls_per_sample),
+            "min_sample_ms": self.min_sample_ms,
+            "conditions": {**timings.conditions, "waiting_share": timings.waiting_share},
+            "latency": None,
+        }
+        if "baseline" in timings.latency_ms:
+            facts["latency"] = compare(
+                timings.latency_ms["baseline"],
+                timings.latency_ms["model"],
+                on=(self.device, workload.subjects["model"].runtime, link),
+            ).model_dump(mode="json")
+        return facts
+
+    def _rows(self, name: str, subject: Subject, timings: Timings, link: Link) -> list[MeasurementRow]:
+        samples = {"latency_ms": timings.latency_ms[name]}
+        if starts := timings.starts.get(name):
+            for metric in Start.model_fields:
+                samples[metric] = tuple(getattr(start, metric) for start in starts)
+        return [
+            MeasurementRow.of(
+                Measurement(
+                    metric=metric,
+                    device=self.device,
+                    runtime=subject.runtime,
+                    origin=link.origin,
+                    samples=tuple(float(f"{value:.6g}") for value in values),
+                ),
+                threads=self.threads,
+            )
+            for metric, values in samples.items()
+        ]
+
+
+def compare(baseline: Sequence[float], target: Sequence[float], *, on: tuple[str, str, Link]) -> LatencyComparison:
+    """Median of the rounds' ratios baseline / target, with its bootstrap 95 % interval; `on`: device, runtime, link."""
+    ratios = [before / after for before, after in zip(baseline, target, strict=True)]
+    low, high = bootstrap_median(ratios)
+    verdict: Verdict = "faster" if low > 1 else "slower" if high < 1 else "no difference shown"
+    device, runtime, link = on
+    row = Measurement(metric="ratio", device=device, runtime=runtime, origin=link.origin, samples=tuple(ratios))
+    return LatencyComparison(
+        device=device,
+        runtime=runtime,
+        origin=link.origin,
+        n=row.n,
+        ratio=row.median,
+        ci95=(low, high),
+        verdict=verdict,
+    )
+
+
+def _subjects(inputs: Mapping[str, Artifact], link: Link) -> dict[str, Subject]:
+    subjects = {}
+    for role in ("model", "baseline"):
+        if role in inputs and (runtime := runtime_for(inputs[role].format)) and not link.unavailable(runtime.kind):
+            subjects[role] = Subject(runtime=runtime.kind, folder=inputs[role].path.absolute())
+    return subjects
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    import numpy as np
+
+    np.save(path, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def _empty_graph(folder: Path, interface: Interface) -> Path:
+    """An ONNX model that returns its input: what remains of a call's time when there is nothing to compute."""
+    from onnx import TensorProto, checker, helper, save
+
+    shape = ["batch", *interface.input_shape]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name in (interface.input_name, interface.output_name)
+    ]
+    node = helper.make_node("Identity", [interface.input_name], [interface.output_name])
+    graph = helper.make_graph([node], "empty", ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    checker.check_model(model)
+    folder.mkdir()
+    save(model, folder / "model.onnx")
+    return folder

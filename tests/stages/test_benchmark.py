@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeforge import environment
+from edgeforge.core.artifact import Artifact
+from edgeforge.core.errors import IncompatiblePlanError
+from edgeforge.core.report import MeasurementRow
+from edgeforge.core.spec import digest_of
+from edgeforge.core.stage import Job
+from edgeforge.core.task import Interface
+from edgeforge.links import Link, Start, Timings, Workload
+from edgeforge.links.local import Local
+from edgeforge.stages import benchmark
+from edgeforge.stages.benchmark import Benchmark, compare
+
+ROUNDS = 40
+
+
+class Data:
+    """Twenty test images, each filled with its own number; the other splits may not be read."""
+
+    interface = Interface("image", (1, 4, 4), "logits", ("a", "b"), (0.0,), (1.0,))
+
+    def size(self, split: str) -> int:
+        assert split == "test"
+        return 20
+
+    def batch(self, split: str, indices: Any) -> dict[str, Any]:
+        images = np.stack([np.full((1, 4, 4), index, np.float32) for index in indices])
+        return {"image": SimpleNamespace(numpy=lambda: images), "labels": None}
+
+
+class FakeLink(Link):
+    """Answers at once: the baseline takes `ratio` times as long as the model, with noise common to both."""
+
+    kind: str = "fake"
+    ratio: float = 4.0
+    refuses: str | None = None
+
+    def unavailable(self, runtime: str) -> str | None:
+        return self.refuses
+
+    def measure(self, workload: Workload, progress: Any) -> Timings:
+        seen.append(workload)
+        arrays.append(np.load(workload.inputs))
+        rng = np.random.default_rng(0)
+        machine = rng.lognormal(0, 0.5, ROUNDS)  # the same disturbance for all files of a round
+        cost = {"model": 0.05, "baseline": 0.05 * self.ratio, "floor": 0.004}
+        return Timings(
+            starts={
+                name: (Start(load_ms=9, first_inference_ms=1, peak_rss_mb=70),) * count
+                for name, count in workload.starts.items()
+            },
+            latency_ms={
+                name: tuple(cost[name] * machine * rng.lognormal(0, 0.02, ROUNDS)) for name in workload.subjects
+            },
+            calls_per_sample=dict.fromkeys(workload.subjects, 100),
+            waiting_share=0.25,
+            conditions={"other_programs": []},
+        )
+
+
+seen: list[Workload] = []
+arrays: list[np.ndarray] = []
+
+
+class Progress:
+    def update(self, done: int, total: int, note: str = "") -> None:
+        pass
+
+    def warn(self, message: str) -> None:
+        raise AssertionError(message)
+
+
+def artifact(folder: Path, format: str = "onnx") -> Artifact:
+    return Artifact(key="k", kind="export", format=format, path=folder, digest="", files={}, parents={}, recipe={})
+
+
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: FakeLink, **inputs: Artifact) -> dict[str, Any]:
+    seen.clear()
+    arrays.clear()
+    monkeypatch.setattr(benchmark, "link_of", lambda kind: link)
+    task: Any = SimpleNamespace(open=Data)
+    job = Job(task, tmp_path, 7, lambda: None, Progress())  # type: ignore[arg-type, return-value]
+    facts = dict(Benchmark(device="host_cpu").run(inputs, job))
+    assert json.loads((tmp_path / "measurements.json").read_text()) == facts, "plain JSON, kept beside"
+    return facts
+
+
+def test_file_baseline_and_floor_take_turns_on_real_inputs(tmp_path, monkeypatch) -> None:
+    inputs = {"model": artifact(tmp_path / "a"), "baseline": artifact(tmp_path / "b")}
+    facts = run(tmp_path, monkeypatch, FakeLink(), **inputs)
+    (workload,) = seen
+    assert set(workload.subjects) == {"model", "baseline", "floor"}
+    assert workload.starts == {"model": 3, "floor": 1}
+    assert workload.seed == 7
+    assert not workload.inputs.exists(), "what was made for the measurement is removed"
+    assert arrays[0].shape == (16, 1, 4, 4)
+    assert arrays[0][:, 0, 0, 0].tolist() == list(range(16))
+    rows = {row["metric"]: MeasurementRow.model_validate(row) for row in facts["measurements"]}
+    assert {name: row.n for name, row in rows.items()} == {
+        "latency_ms": 40,
+        "load_ms": 3,
+        "first_inference_ms": 3,
+        "peak_rss_mb": 3,
+    }
+    assert all(row.origin == "measured" and row.threads == 1 for row in rows.values())
+    assert [row["metric"] for row in facts["baseline"]] == ["latency_ms"]
+    assert facts["conditions"]["waiting_share"] == 0.25
+    assert facts["latency"]["verdict"] == "faster"
+    # Noise that both share cancels in the ratio of a round; the medians of the two alone would be far less certain.
+    low, high = facts["latency"]["ci95"]
+    assert low < 4 < high
+    assert high - low < 0.1
+
+
+def test_without_a_baseline_there_is_no_comparison(tmp_path, monkeypatch) -> None:
+    facts = run(tmp_path, monkeypatch, FakeLink(), model=artifact(tmp_path))
+    assert facts["latency"] is None
+    assert facts["baseline"] == []
+    assert facts["floor"]
+
+
+def test_what_cannot_run_here_has_a_reason_and_no_numbers(tmp_path, monkeypatch) -> None:
+    facts = run(tmp_path, monkeypatch, FakeLink(refuses="needs a Mac"), model=artifact(tmp_path, "coreml"))
+    assert facts["measurements"] == []
+    assert facts["reason"] == "needs a Mac"
+    facts = run(tmp_path, monkeypatch, FakeLink(), model=artifact(tmp_path, "gguf"))
+    assert facts["measurements"] == []
+    assert facts["reason"] == "nothing here runs this format"
+    assert not seen
+
+
+def test_the_verdict_needs_the_interval_to_exclude_one() -> None:
+    rng = np.random.default_rng(1)
+    noise = rng.lognormal(0, 0.1, 40)
+    on = ("host_cpu", "onnxruntime", Local())
+    same = compare(tuple(noise), tuple(noise[::-1]), on=on)
+    assert same.verdict == "no difference shown"
+    assert same.ci95[0] < 1 < same.ci95[1]
+    assert compare(tuple(1.5 * noise), tuple(rng.permutation(noise)), on=on).verdict == "faster"
+    assert compare(tuple(noise), tuple(1.5 * rng.permutation(noise)), on=on).verdict == "slower"
+
+
+def test_the_interval_agrees_with_scipys_bootstrap() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(2)
+    baseline, target = rng.lognormal(1.0, 0.2, 40), rng.lognormal(0.0, 0.2, 40)
+    found = compare(tuple(baseline), tuple(target), on=("host_cpu", "onnxruntime", Local()))
+    expected = stats.bootstrap((baseline / target,), np.median, method="percentile", rng=rng).confidence_interval
+    assert found.ratio == pytest.approx(np.median(baseline / target))
+    assert found.ci95 == pytest.approx((expected.low, expected.high), rel=0.03)
+
+
+def test_another_host_is_another_key(monkeypatch) -> None:
+    here = Benchmark(device="host_cpu")
+    key = digest_of(here.identity())
+    assert digest_of(Benchmark(device="host_cpu", name="bench").identity()) == key
+    monkeypatch.setattr(environment.platform, "node", lambda: "elsewhere")
+    assert digest_of(here.identity()) != key
+
+
+def test_a_device_nobody_can_reach_is_refused() -> None:
+    Benchmark(device="host_cpu").check()
+    with pytest.raises(IncompatiblePlanError, match="cannot be reached"):
+        Benchmark(device="iphone_15_pro").check()
+
+
+def test_thirty_samples_are_the_least() -> None:
+    with pytest.raises(ValueError, match="30"):
+        Benchmark(device="host_cpu", samples=29)
+
+
+def test_the_empty_graph_returns_its_input(tmp_path) -> None:
+    from edgeforge.runtimes import runtime_for
+
+    folder = benchmark._empty_graph(tmp_path / "floor", Data.interface)
+    runtime = runtime_for("onnx")
+    assert runtime is not None
+    image = np.random.default_rng(0).random((1, 1, 4, 4), np.float32)
+    assert np.array_equal(runtime.open(folder, threads=1).run({"image": image}), image)
