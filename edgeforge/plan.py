@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, requires, version
-from typing import Any
 
 from packaging.requirements import Requirement
 
@@ -65,9 +64,12 @@ class Plan:
 
 def build(pipeline: Pipeline) -> Plan:
     """Order the steps and key them. Raises IncompatiblePlanError, MissingExtraError, ConfigurationError, DataError."""
+    check_installed(pipeline.task)
     builder = _Builder(pipeline)
     builder.chain()
-    builder.file_row("baseline", builder.plan.baseline, Target(name="fp32", export=Onnx(kind="onnx")), None)
+    devices = tuple(dict.fromkeys(device for target in pipeline.targets for device in target.devices))
+    baseline = Target(name="fp32", export=Onnx(), devices=devices)
+    builder.file_row("baseline", builder.plan.baseline, baseline, None)
     for position, target in enumerate(pipeline.targets):
         builder.target(target, f"targets[{position}]")
     return builder.plan
@@ -82,6 +84,10 @@ class _Builder:
     # -- steps and keys
 
     def add(self, name: str, stage: Stage, inputs: Mapping[str, str], row: str = "chain") -> str:
+        if any(step.name == name for step in self.plan.steps):
+            raise IncompatiblePlanError(
+                f"two steps would be named '{name}'", where=name, remedy="give the stage or the target another name"
+            )
         check_installed(stage)
         stage.check()
         key = self._key(stage, {role: self.plan.step(source).key for role, source in inputs.items()})
@@ -96,7 +102,7 @@ class _Builder:
                 "parents": dict(parents),
                 "task": self.task_digest,
                 "seed": self.pipeline.seed,
-                "sources": {module: source_digest(module) for module in sorted(_modules(stage))},
+                "sources": {module: source_digest(module) for module in sorted(_modules(stage) | _modules(self.pipeline.task))},
                 "libraries": {name: version(name) for name in sorted(_libraries(stage))},
             }
         )
@@ -155,7 +161,9 @@ class _Builder:
             return same[0] if same else self.add(self._free_name("teacher"), stage, {})
         if source not in self.plan.chain:
             raise IncompatiblePlanError(
-                perhaps("no earlier stage is named", source, self.plan.chain), where=where, remedy="name an earlier stage"
+                perhaps("no earlier stage is named", source, self.plan.chain),
+                where=where,
+                remedy="name an earlier stage",
             )
         return source
 
@@ -180,7 +188,9 @@ class _Builder:
         devices = [profile(name, where=f"{where}.devices") for name in target.devices]
         for device in devices:
             if device.link is None:
-                self.plan.warnings.append(f"{target.name}: {device.name} cannot be reached yet; its rows will be absent")
+                self.plan.warnings.append(
+                    f"{target.name}: {device.name} cannot be reached yet; its rows will be absent"
+                )
         if target.quantize is not None and (advice := target.quantize.advice(target.export.kind)):
             self.plan.warnings.append(f"{target.name}: {advice}")
         for name, group in _by_layout(target, devices).items():
@@ -218,7 +228,10 @@ def _by_layout(target: Target, devices: list[DeviceProfile]) -> dict[str, list[D
     for device in devices:
         groups.setdefault(device.layout, []).append(device)
     quantizer = target.quantize
-    if quantizer is None or len({digest_of(quantizer.for_layout(layout).model_dump(mode="json")) for layout in groups}) < 2:
+    if (
+        quantizer is None
+        or len({digest_of(quantizer.for_layout(layout).model_dump(mode="json")) for layout in groups}) < 2
+    ):
         return {target.name: devices}
     return {f"{target.name}.{layout}": group for layout, group in groups.items()}
 
@@ -231,11 +244,13 @@ def _quantizers_for(export: str) -> Iterable[str]:
     return sorted(name for name, cls in found.items() if export in cls.writes)  # type: ignore[attr-defined]
 
 
-def _modules(stage: Stage) -> set[str]:
+def _modules(spec: Spec) -> set[str]:
+    """Modules whose code may change what a spec does: those of its kinds and their bases, and those they name."""
     found: set[str] = set()
-    for spec in nested_specs(stage):
-        found.add(type(spec).__module__)
-        found.update(spec.uses)
+    for part in nested_specs(spec):
+        classes = [cls for cls in type(part).__mro__ if issubclass(cls, Spec)]
+        found.update(cls.__module__ for cls in classes if not cls.__module__.startswith("edgeforge.core"))
+        found.update(part.uses)
     return found
 
 
@@ -273,5 +288,3 @@ def estimated_samples(plan: Plan, train_size: int) -> dict[str, int]:
 def cached(plan: Plan, store: Store) -> dict[str, bool]:
     """Step name -> whether its artifact is sealed already (content is checked when it is opened)."""
     return {step.name: store.has(step.key) for step in plan.steps}
-
-

@@ -5,7 +5,15 @@ from __future__ import annotations
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from edgeforge.core.report import StepResult
 from edgeforge.plan import Step
@@ -55,7 +63,9 @@ class TerminalWatcher:
             return
         self._said = now
         left = (now - self._began) / max(1, done) * (total - done)
-        self.console.print(f"  {self._title}: {done}/{total} {note}, about {left:.0f} s left", markup=False, highlight=False)
+        self.console.print(
+            f"  {self._title}: {done}/{total} {note}, about {left:.0f} s left", markup=False, highlight=False
+        )
 
     def finished(self, step: Step, result: StepResult) -> None:
         self._end_bar()

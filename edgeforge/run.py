@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -26,14 +27,15 @@ from edgeforge.core.stage import Job
 from edgeforge.pipeline import dump
 from edgeforge.plan import Plan, Step
 from edgeforge.renderers import write_all
-from edgeforge.report import collect
+from edgeforge.report import collect, file_step, folder_of
 from edgeforge.stages.verify import Verify
 from edgeforge.store import Store
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 class Watcher(Protocol):
@@ -88,7 +90,7 @@ def execute(plan: Plan, store: Store, out: Path, *, watcher: Watcher, rebuild: f
     runner.rehearse()
     for number, step in enumerate(plan.steps, 1):
         runner.perform(step, number)
-    report = collect(plan, runner.results, warnings=plan.warnings)
+    report = collect(plan, runner.results)
     if _is_main():
         _write(plan, runner.results, report, out)
     return Outcome(report, _verdict(report))
@@ -98,7 +100,9 @@ def steps_from(plan: Plan, name: str) -> frozenset[str]:
     """The step of this name and all that depends on it. Raises IncompatiblePlanError for an unknown name."""
     names = [step.name for step in plan.steps]
     if name not in names:
-        raise IncompatiblePlanError(perhaps("no step is named", name, names), where="--from", remedy="see `edgeforge plan`")
+        raise IncompatiblePlanError(
+            perhaps("no step is named", name, names), where="--from", remedy="see `edgeforge plan`"
+        )
     chosen = {name}
     for step in plan.steps:
         if chosen & set(step.inputs.values()):
@@ -191,7 +195,9 @@ class _Runner:
         if accelerator.is_main_process:
             result = self._make(step)
         elif step.stage.distributed and not decision[0]:
-            step.stage.run(self._inputs(step), self._job(step, self.store.root / "drafts" / step.key, _Notes(self.watcher)))
+            step.stage.run(
+                self._inputs(step), self._job(step, self.store.root / "drafts" / step.key, _Notes(self.watcher))
+            )
         accelerator.wait_for_everyone()
         if result is None:
             artifact = self.store.open(step.key)
@@ -233,7 +239,7 @@ class _Runner:
             facts = dict(step.stage.run(inputs, self._job(step, draft.path, notes)))
             if notes.warnings:
                 facts["warnings"] = notes.warnings
-            artifact = self.store.seal(draft, step.stage.makes, facts, time.monotonic() - started)
+            artifact = self.store.seal(draft, step.stage.makes_format(), facts, time.monotonic() - started)
         except Exception as error:
             refusal = _refusal(error)
             if refusal is None:
@@ -285,8 +291,11 @@ def _refusal(error: Exception) -> str | None:
     """What the operating system refused, if that is why a step failed."""
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         return error.strerror
-    # Libraries written in other languages report the same as text.
-    return "No space left on device" if "No space left on device" in str(error) else None
+    # Libraries written in other languages report the same as text: Rust with its number, C++ in words.
+    number = _OS_ERROR.search(str(error))
+    if number and int(number[1]) in _REFUSALS:
+        return os.strerror(int(number[1]))
+    return next((text for text in map(os.strerror, (errno.ENOSPC, errno.EFBIG)) if text in str(error)), None)
 
 
 def _check_out(out: Path) -> None:
@@ -304,7 +313,8 @@ def _check_out(out: Path) -> None:
 def _write(plan: Plan, results: Mapping[str, StepResult], report: Report, out: Path) -> None:
     try:
         for row in report.artifacts:
-            _place(row.name, row.status, results, out)
+            artifact = results[file_step(plan, row.name).name].artifact
+            _place(row.name, artifact, folder_of(row.name, row.status), out)
         (out / "pipeline.yaml").write_text(dump(plan.pipeline), encoding="utf-8")
         write_all(report, out)
     except OSError as error:
@@ -315,31 +325,22 @@ def _write(plan: Plan, results: Mapping[str, StepResult], report: Report, out: P
         ) from error
 
 
-def _place(row: str, status: str, results: Mapping[str, StepResult], out: Path) -> None:
-    """Copy a row's file to ``artifacts/<row>`` or ``quarantine/<row>``, by one rename, and remove what it replaces."""
-    homes = {"shipped": out / "artifacts" / row, "quarantined": out / "quarantine" / row}
-    for home in homes.values():
-        shutil.rmtree(home, ignore_errors=True)
-    artifact = file_of(row, results)
-    if status not in homes or artifact is None:
+def _place(row: str, artifact: Artifact | None, home: str | None, out: Path) -> None:
+    """Copy a row's file to its folder by one rename, and remove what an earlier run left of this row."""
+    for status in ("shipped", "quarantined"):
+        earlier = folder_of(row, status)
+        if earlier is not None:
+            shutil.rmtree(out / earlier, ignore_errors=True)
+    if home is None or artifact is None:
         return
-    home = homes[status]
-    home.parent.mkdir(parents=True, exist_ok=True)
-    partial = home.with_name(f".{home.name}.partial")
+    target = out / home
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     for name in artifact.files:
         (partial / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(artifact.path / name, partial / name)
-    partial.rename(home)
-
-
-def file_of(row: str, results: Mapping[str, StepResult]) -> Artifact | None:
-    """The artifact that holds a row's file: what its last file-making step made."""
-    for name in (f"{row}.quantize", f"{row}.export"):
-        result = results.get(name)
-        if result is not None and result.artifact is not None and result.artifact.format != "torch":
-            return result.artifact
-    return None
+    partial.rename(target)
 
 
 def _verdict(report: Report) -> EdgeForgeError | None:

@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,10 +84,8 @@ class Store:
     def _set_aside(self, path: Path) -> None:
         bin_folder = self.root / "damaged"
         bin_folder.mkdir(exist_ok=True)
-        try:
+        with suppress(FileNotFoundError):  # another run set it aside first
             path.rename(bin_folder / f"{path.name}-{time.time_ns()}")
-        except FileNotFoundError:
-            pass  # another run set it aside first
 
     @contextmanager
     def lock(self, key: str, *, waiting: Any = None) -> Iterator[None]:

@@ -52,6 +52,13 @@ class Architecture(Spec):
         """The model's blocks in order, by stage; what a stage does between blocks is not in it."""
         raise NotImplementedError
 
+    @classmethod
+    def prepare(cls, model: PreTrainedModel) -> None:
+        """Correct in place what the Hugging Face class sets wrongly for training and no config says. Usually nothing.
+
+        Called for every model that is built or loaded; it changes nothing that inference sees.
+        """
+
 
 def architecture_of(config: PretrainedConfig) -> type[Architecture] | None:
     """The family of a Hugging Face config, or None where EdgeForge has no file for it."""

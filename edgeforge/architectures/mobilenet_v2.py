@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgeforge.core.task import Interface
 
 LAST_BLOCK_CHANNELS, LAST_CHANNELS = 320, 1280  # at depth_multiplier 1
+BATCH_NORM_MOMENTUM = 0.1
 
 
 class MobilenetV2(Architecture):
@@ -63,3 +64,16 @@ class MobilenetV2(Architecture):
         config.depth_multiplier = last.in_channels / LAST_BLOCK_CHANNELS
         config.finegrained_output = last.out_channels == LAST_CHANNELS
         return config
+
+    @classmethod
+    def prepare(cls, model: PreTrainedModel) -> None:
+        """Running statistics over about ten batches.
+
+        The Hugging Face class passes TensorFlow's decay, 0.997, for PyTorch's momentum, which is its complement: in
+        evaluation its statistics would be those of the last training batch alone.
+        """
+        from torch.nn import BatchNorm2d
+
+        for module in model.modules():
+            if isinstance(module, BatchNorm2d):
+                module.momentum = BATCH_NORM_MOMENTUM

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any
 
 import yaml
 
@@ -27,7 +27,10 @@ _UNPRINTABLE = re.compile("[^\\t\\n\\r -~\\x85\\xa0-\\ud7ff\\ue000-\\ufffd\\U000
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    """Reads what the resolvers below say, and nothing of YAML 1.1's."""
+
+
+_Loader.yaml_implicit_resolvers = {}
 
 
 class _Dumper(yaml.SafeDumper):
@@ -45,7 +48,7 @@ for _name, _pattern, _first in (
     ("float", r"^(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", list("-+.")),
 ):
     for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(_TAG + _name, re.compile(_pattern), _first)  # type: ignore[no-untyped-call]
+        _class.add_implicit_resolver(_TAG + _name, re.compile(_pattern), _first)
 
 
 class Document:
@@ -172,8 +175,7 @@ def dotted(path: Sequence[str | int]) -> str:
 
 def to_yaml(data: Any) -> str:
     """Plain values as YAML that a `Document` reads back equal."""
-    text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
-    return cast(str, text)
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _compose(raw: bytes, name: str) -> yaml.Node:
@@ -185,7 +187,7 @@ def _compose(raw: bytes, name: str) -> yaml.Node:
         try:
             node = loader.get_single_node()
         finally:
-            loader.dispose()  # type: ignore[no-untyped-call]
+            loader.dispose()
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ConfigurationError("not UTF-8 text", where=f"{name}:{line}", remedy="save it as UTF-8") from error
@@ -202,7 +204,7 @@ def _compose(raw: bytes, name: str) -> yaml.Node:
         raise ConfigurationError("not usable YAML: nested too deep", where=name) from error
     except (ValueError, OverflowError) as error:  # such as "\UFFFFFFFF", past the end of Unicode
         raise ConfigurationError(f"not valid YAML: {error}", where=name) from error
-    return cast(yaml.Node, node) if node is not None else yaml.ScalarNode(_TAG + "null", "", *_start(name))
+    return node if node is not None else yaml.ScalarNode(_TAG + "null", "", *_start(name))
 
 
 def _syntax(error: yaml.MarkedYAMLError) -> tuple[str]:
@@ -217,5 +219,5 @@ def _syntax_remedy(error: yaml.MarkedYAMLError) -> str:
 
 
 def _start(name: str) -> tuple[yaml.Mark, yaml.Mark]:
-    mark = yaml.Mark(name, 0, 0, 0, None, None)
+    mark = yaml.Mark(name, 0, 0, 0, None, 0)
     return mark, mark

@@ -11,12 +11,15 @@ import functools
 import importlib
 import pkgutil
 from importlib.metadata import entry_points
-from typing import Annotated, Any, Union, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
 from pydantic import BeforeValidator, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from edgeforge.core.spec import Spec, perhaps
+
+if TYPE_CHECKING:
+    from typing_extensions import LiteralString
 
 ENTRY_POINT_GROUP = "edgeforge.kinds"
 
@@ -38,24 +41,16 @@ def discover(package: str, base: type[Spec]) -> dict[str, type[Spec]]:
     """Every kind of an axis, by name: the files of `package` and the installed entry points that extend `base`.
 
     Files whose names start with ``_`` or stand in the package's ``NOT_KINDS`` serve the kinds and are none themselves.
-    A file that defines no class of the axis is no kind. Import errors propagate. Raises TypeError where a file's class,
-    its kind and its name do not agree.
+    Import errors propagate. Raises TypeError where a file's class, its kind and its name do not agree.
     """
     found: dict[str, type[Spec]] = {}
     root = importlib.import_module(package)
     for item in sorted(pkgutil.iter_modules(root.__path__), key=lambda item: item.name):
-        if item.name.startswith("_"):
+        if item.name.startswith("_") or item.name in getattr(root, "NOT_KINDS", ()):
             continue
         module = importlib.import_module(f"{package}.{item.name}")
-        defined = [
-            cls
-            for cls in vars(module).values()
-            if isinstance(cls, type) and issubclass(cls, base) and cls.__module__ == module.__name__
-        ]
-        if not defined:
-            continue  # what the kinds share, such as reading a model back
         cls = getattr(module, camel_case(item.name), None)
-        if cls not in defined or kind_of(cls) != item.name:
+        if not (isinstance(cls, type) and issubclass(cls, base) and kind_of(cls) == item.name):
             raise TypeError(
                 f"{module.__name__} must define class {camel_case(item.name)}({base.__name__}) "
                 f"with kind: Literal['{item.name}']"
@@ -79,20 +74,32 @@ def union_of(package: str, base: type[Spec]) -> Any:
             value = {"kind": value}
         if isinstance(value, dict):
             if "kind" not in value:
-                raise PydanticCustomError(
-                    "missing_kind", "{message}", {"message": f"'kind' is missing. Known: {', '.join(sorted(members))}"}
-                )
+                raise _refusal("missing_kind", f"'kind' is missing. Known: {', '.join(sorted(members))}", package)
             if not isinstance(value["kind"], str) or value["kind"] not in members:
-                raise PydanticCustomError(
-                    "unknown_kind",
-                    "{message}",
-                    {"message": perhaps("unknown kind", str(value["kind"]), list(members)), "key": "kind"},
-                )
+                said = perhaps("unknown kind", str(value["kind"]), list(members))
+                raise _refusal("unknown_kind", said, package)
         return value
 
     union: Any = Union[tuple(members.values())]
     choice: Any = Annotated[union, Field(discriminator="kind")] if len(members) > 1 else union
-    return Annotated[choice, BeforeValidator(desugar)]
+    return Annotated[choice, BeforeValidator(desugar, json_schema_input_type=_written(members, choice))]
+
+
+def _refusal(error: LiteralString, message: str, package: str) -> PydanticCustomError:
+    """`ctx` says at which key, and where the known kinds are explained."""
+    return PydanticCustomError(
+        error, "{message}", {"message": message, "key": "kind", "axis": package.rpartition(".")[2]}
+    )
+
+
+def _written(members: dict[str, type[Spec]], choice: Any) -> Any:
+    """The type for editors: the long form, or the bare word of a kind that needs nothing more said."""
+    words = tuple(
+        word
+        for word, cls in members.items()
+        if not any(field.is_required() for name, field in cls.model_fields.items() if name != "kind")
+    )
+    return Union[Literal[words], choice] if words else choice
 
 
 class OneOf:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
-import importlib
-import inspect
+import importlib.util
 import json
 from collections.abc import Iterator
+from importlib.abc import InspectLoader
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -66,6 +67,11 @@ def nested_specs(spec: Spec) -> Iterator[Spec]:
                 yield from nested_specs(item)
 
 
+@functools.cache
 def source_digest(module: str) -> str:
-    """sha256 (hex) of a module's source text; a package stands for its own ``__init__`` only."""
-    return hashlib.sha256(inspect.getsource(importlib.import_module(module)).encode()).hexdigest()
+    """sha256 (hex) of a module's source text, read without importing it; a package stands for its own ``__init__``."""
+    found = importlib.util.find_spec(module)
+    source = found.loader.get_source(module) if found and isinstance(found.loader, InspectLoader) else None
+    if source is None:
+        raise TypeError(f"the source of {module} cannot be read, so what it makes cannot be kept")
+    return hashlib.sha256(source.encode()).hexdigest()

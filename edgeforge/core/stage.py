@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from pydantic import Field
+
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.spec import Spec
 from edgeforge.core.task import Task
@@ -56,7 +58,7 @@ class Stage(Spec):
     """
 
     kind: str
-    name: str | None = None
+    name: str | None = Field(default=None, description="What later stages call this one; absent: its kind.")
 
     accepts: ClassVar[frozenset[str]] = frozenset({"torch"})
     makes: ClassVar[str] = "torch"

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from edgeforge.architectures import architecture_of
 from edgeforge.core.errors import ModelError
 
 if TYPE_CHECKING:
@@ -30,7 +31,10 @@ def build_new(config: PretrainedConfig, task: Task, interface: Interface) -> Pre
     except (ValueError, RuntimeError) as error:
         raise ModelError(f"no {config.model_type} has this shape: {error}", where="model") from error
     check_fits(draft, interface)
-    return getattr(transformers, task.auto_class).from_config(config).float().eval()
+    model = getattr(transformers, task.auto_class).from_config(config).float()
+    if family := architecture_of(config):
+        family.prepare(model)
+    return model.eval()
 
 
 def adapt(model: PreTrainedModel, task: Task, interface: Interface, *, new_head: bool, where: str) -> PreTrainedModel:

@@ -91,6 +91,8 @@ def load(folder: Path) -> PreTrainedModel:
     # when the file is.
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data = tensor.data.clone()
+    if family := architecture_of(config):
+        family.prepare(model)
     return model.eval()
 
 
@@ -250,7 +252,7 @@ def _resize_as_told(model: PreTrainedModel, folder: Path) -> None:
 
 
 def _fill(model: PreTrainedModel, folder: Path, present: Shapes) -> PreTrainedModel:
-    """Put the folder's weights, under the model's own names, into `model`; memory is spent on the file's tensors only."""
+    """Put the folder's weights into `model`, which may be on the meta device: no other memory is spent then."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     held = {_own_name(model, name): shape for name, shape in present.items()}
     _refuse("missing from the weights", sorted(wanted.keys() - held.keys()), folder)

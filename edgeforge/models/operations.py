@@ -59,7 +59,9 @@ def trace(model: PreTrainedModel, interface: Interface) -> Trace:
         raise ModelError(f"torch.export cannot follow this {type(model).__name__}: {error}") from error
     names = {**program.graph_signature.inputs_to_parameters, **program.graph_signature.inputs_to_buffers}
     values = _constants(program, names)
-    layers, constants, folded = [], [], set()
+    layers: list[Operation] = []
+    constants: list[tuple[str, torch.Tensor]] = []
+    folded: set[torch.fx.Node] = set()
     for node in program.graph.nodes:
         kind = _KINDS.get(_operator(node))
         if kind is not None and (weight := _parameter(node, 1, names)) is not None:

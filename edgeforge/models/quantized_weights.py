@@ -95,7 +95,7 @@ class PalettizedWeight:
     @property
     def group_size(self) -> int:
         """Output channels that share a palette."""
-        return self.shape[0] // self.palettes.shape[0]
+        return int(self.shape[0] // self.palettes.shape[0])
 
     def dequantize(self) -> np.ndarray:
         """The weight, float32."""

@@ -26,7 +26,7 @@ ATTENTION_COUNTS = frozenset({"num_attention_heads", "num_heads", "attention_hea
 ATTENTION_SCALES = frozenset({"scaling", "scale"})
 
 # Numbers without effect on inference.
-_IGNORED = frozenset({"training", "gradient_checkpointing", "p", "inplace", "drop_prob", "dropout_prob"})
+_IGNORED = frozenset({"training", "gradient_checkpointing", "p", "inplace", "drop_prob", "dropout_prob", "momentum"})
 
 Size = Annotated[int, Field(strict=True, ge=1, lt=2**31)]
 
@@ -185,3 +185,5 @@ def name_labels(config: PretrainedConfig, labels: Sequence[str]) -> None:
     """Write the labels' names and number into a config, in place."""
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
+    if hasattr(config, "label_names"):  # timm's published configs say them a second time
+        config.label_names = list(labels)

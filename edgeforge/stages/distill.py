@@ -32,10 +32,10 @@ class Distill(Stage, Recipe):
 
     kind: Literal["distill"] = "distill"
     student: Annotated[Student, OneOf("edgeforge.students")] = Field(
-        default=Width(kind="width"), description="Where the student comes from."
+        default=Width(multiple=0.5), description="Where the student comes from."
     )
     losses: tuple[Annotated[Loss, OneOf("edgeforge.losses")], ...] = Field(
-        default=(SoftTargets(kind="soft_targets", weight=0.9), HardLabels(kind="hard_labels", weight=0.1)),
+        default=(SoftTargets(weight=0.9), HardLabels(weight=0.1)),
         min_length=1,
         description="What is minimised: their weighted sum.",
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import Field
+
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.kinds import OneOf
 from edgeforge.core.seeds import derive
@@ -16,7 +18,7 @@ class Initialize(Stage):
     """Build or read a model and write it as the first torch artifact of a chain."""
 
     kind: Literal["initialize"] = "initialize"
-    model: Annotated[Model, OneOf("edgeforge.models")]
+    model: Annotated[Model, OneOf("edgeforge.models")] = Field(description="Where the model comes from.")
 
     accepts: ClassVar[frozenset[str]] = frozenset()
     in_chain: ClassVar[bool] = False

@@ -39,7 +39,7 @@ class Train(Stage, Recipe):
 
         torch.manual_seed(derive(job.seed, self.kind))
         model = loading.load(inputs["model"].path)
-        losses = [HardLabels(kind="hard_labels", label_smoothing=self.label_smoothing)]
+        losses = [HardLabels(label_smoothing=self.label_smoothing)]
         facts = fit(model, self, losses, teacher=None, job=job)
         if job.accelerator.is_main_process:
             loading.save(model, job.folder)

@@ -28,7 +28,10 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Tenso
     partial.mkdir(parents=True)
     for name, values in tensors.items():
         if values:
-            save_file({key: value.detach().cpu().contiguous().clone() for key, value in values.items()}, partial / f"{name}.safetensors")
+            save_file(
+                {key: value.detach().cpu().contiguous().clone() for key, value in values.items()},
+                partial / f"{name}.safetensors",
+            )
     (partial / STATE).write_text(json.dumps(dict(state)), encoding="utf-8")
     for item in [*partial.iterdir(), partial]:
         handle = os.open(item, os.O_RDONLY)

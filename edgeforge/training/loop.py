@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ContextManager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -150,7 +150,7 @@ class _Training:
             for name, value in batch.items()
         }
 
-    def _precision(self) -> ContextManager[Any]:
+    def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
 
     def _average(self) -> None:
@@ -199,7 +199,9 @@ class _Training:
         logits, labels = [], []
         size = self.data.size("validation")
         if size == 0:
-            raise ConfigurationError("keep: best needs a validation split", where="task.validation", remedy="set it above 0")
+            raise ConfigurationError(
+                "keep: best needs a validation split", where="task.validation", remedy="set it above 0"
+            )
         with torch.no_grad():
             for start in range(0, size, EVALUATION_BATCH):
                 batch = self.data.batch("validation", range(start, min(size, start + EVALUATION_BATCH)))

@@ -49,10 +49,9 @@ class Trainee(nn.Module):
 
     def forward(self, batch: Batch, teacher: ModelOutput | None) -> torch.Tensor:
         student = self.student(**_inputs(batch), **self.flags)
-        terms = []
+        terms, projections = [], dict(self.projections)
         for position, loss in enumerate(self.losses):
-            modules = self.projections[str(position)] if str(position) in self.projections else None
-            terms.append(loss.weight * loss.compute(student, teacher, batch, modules))
+            terms.append(loss.weight * loss.compute(student, teacher, batch, projections.get(str(position))))
         return torch.stack(terms).sum()
 
 

@@ -70,7 +70,7 @@ class Recovery(Recipe):
     """How a pruned model is brought back: training, with the unpruned model as teacher where a loss asks for one."""
 
     losses: tuple[Annotated[Loss, OneOf("edgeforge.losses")], ...] = Field(
-        default=(HardLabels(kind="hard_labels"),), min_length=1, description="What is minimised: their weighted sum."
+        default=(HardLabels(),), min_length=1, description="What is minimised: their weighted sum."
     )
     teacher: Annotated[Teacher, OneOf("edgeforge.teachers")] | None = Field(
         default=None, description="Who teaches, where a loss needs a teacher; absent: the model before pruning."
@@ -90,4 +90,4 @@ def check_losses(losses: tuple[Loss, ...]) -> None:
 
 def default_teacher() -> Teacher:
     """The chain's model so far."""
-    return TeacherModel(kind="model")
+    return TeacherModel()

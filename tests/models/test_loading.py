@@ -274,6 +274,22 @@ def test_a_folder_that_cannot_be_written(tiny_model: MakeModel, tmp_path: Path) 
         loading.save(tiny_model("resnet"), tmp_path / "file" / "folder")
 
 
+def test_mobilenet_statistics_outlast_one_batch(
+    tiny_model: MakeModel, tiny_interface: Interface, tmp_path: Path
+) -> None:
+    """The library's class would forget all but the last batch; built and loaded models both remember."""
+    from edgeforge.models.config import Config
+    from edgeforge.tasks.image_classification import ImageClassification
+
+    loading.save(tiny_model("mobilenet_v2"), tmp_path)
+    spec = Config.model_validate({"kind": "config", "architecture": "mobilenet_v2", "depth_multiplier": 0.1})
+    for model in (loading.load(tmp_path), spec.build(ImageClassification(), tiny_interface)):
+        norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+        norm.reset_running_stats()
+        norm.train()(torch.full((2, norm.num_features, 2, 2), 10.0))
+        assert torch.allclose(norm.running_mean, torch.tensor(1.0))
+
+
 # -- damaged and hostile folders
 
 

@@ -63,7 +63,11 @@ def timm() -> Iterator[Any]:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError):
         stubbed = ["torchvision", *(f"torchvision.{part}" for part in PARTS.split())]
-        sys.modules |= {name: Stub(name) for name in stubbed}
+        for name in stubbed:  # parents first
+            sys.modules[name] = Stub(name)
+            parent, _, leaf = name.rpartition(".")
+            if parent:
+                setattr(sys.modules[parent], leaf, sys.modules[name])
     import timm as library
 
     yield library

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +94,7 @@ def test_same_weights_as_a_plain_torch_loop(tmp_path: Path, optimizer: str) -> N
         if optimizer == "sgd"
         else torch.optim.AdamW(groups, lr=1.0)
     )
-    order = torch.randperm(
-        data.size("train"), generator=torch.Generator().manual_seed(derive(0, "order", 0))
-    ).tolist()
+    order = torch.randperm(data.size("train"), generator=torch.Generator().manual_seed(derive(0, "order", 0))).tolist()
     for step in range(12):
         rate = (step + 1) / 3 if step < 3 else 0.5 * (1 + math.cos(math.pi * (step - 3) / 9))
         for group in plain.param_groups:
@@ -178,9 +175,7 @@ def test_pieces_of_a_batch_add_up(tmp_path: Path) -> None:
 
 
 def test_the_running_average_is_the_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[dict[str, torch.Tensor]] = [
-        {name: value.clone() for name, value in new_model(VIT).state_dict().items()}
-    ]
+    seen: list[dict[str, torch.Tensor]] = [{name: value.clone() for name, value in new_model(VIT).state_dict().items()}]
     average = loop._Training._average
 
     def watch(self: Any) -> None:
@@ -241,5 +236,3 @@ def test_length_in_steps_and_epochs() -> None:
     assert Recipe(epochs=3, batch_size=100).total_steps(1050) == 30
     assert Recipe(epochs=2, batch_size=100).total_steps(5) == 2
     assert Recipe().total_steps(1280) == 50
-
-
