@@ -52,6 +52,7 @@ class Convnext(Architecture):
     )
 
     depths_field: ClassVar[str] = "depths"
+    uses: ClassVar[tuple[str, ...]] = ("edgeforge.architectures._fields",)
 
     @model_validator(mode="after")
     def _one_depth_per_stage(self) -> Self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -43,6 +43,8 @@ class MobilenetV2(Architecture):
     )
     # The Hugging Face default is 0.8, which reads the paper's keep probability as a drop probability.
     classifier_dropout_prob: Probability = Field(default=0.2, description="Dropout before the classifier.")
+
+    uses: ClassVar[tuple[str, ...]] = ("edgeforge.architectures._fields",)
 
     def config(self, interface: Interface) -> PretrainedConfig:
         from transformers import MobileNetV2Config

@@ -48,6 +48,7 @@ class Resnet(Architecture):
     )
 
     depths_field: ClassVar[str] = "depths"
+    uses: ClassVar[tuple[str, ...]] = ("edgeforge.architectures._fields",)
 
     @model_validator(mode="after")
     def _stages_are_sound(self) -> Self:

@@ -44,6 +44,7 @@ class Vit(Architecture):
     attention_probs_dropout_prob: Probability = Field(default=0.0, description="Dropout on the attention weights.")
 
     depths_field: ClassVar[str] = "num_hidden_layers"
+    uses: ClassVar[tuple[str, ...]] = ("edgeforge.architectures._fields",)
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:

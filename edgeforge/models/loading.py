@@ -176,7 +176,8 @@ def read_config(folder: Path) -> PretrainedConfig:
 
 
 def _class_of(config: PretrainedConfig, folder: Path) -> type[PreTrainedModel]:
-    name = (config.architectures or [None])[0]
+    names = config.architectures
+    name = names[0] if isinstance(names, list) and names else None
     cls: Any = getattr(transformers, name, None) if isinstance(name, str) else None
     fits = isinstance(cls, type) and issubclass(cls, PreTrainedModel)
     if not fits or getattr(cls, "config_class", None) is not type(config):
@@ -248,7 +249,9 @@ def _resize_as_told(model: PreTrainedModel, folder: Path) -> None:
         place = ".".join(map(str, problem["loc"]))
         raise ModelError(f"{place}: {problem['msg']}", where=where, remedy=WRITE_AGAIN) from error
     except ModelError as error:
-        raise ModelError(error.what, where=where, remedy=WRITE_AGAIN) from error
+        # Its major versions may name a family's modules differently.
+        written = f"it was written with transformers {model.config.transformers_version}; load it with that, or "
+        raise ModelError(error.what, where=where, remedy=written + WRITE_AGAIN) from error
 
 
 def _fill(model: PreTrainedModel, folder: Path, present: Shapes) -> PreTrainedModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,12 @@ class Pretrained(Model):
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub model; absent: its newest.")
     new_head: bool = Field(
         default=False, description="Replace the classifier by a fresh one for the task's labels, to be trained."
+    )
+
+    uses: ClassVar[tuple[str, ...]] = (
+        "edgeforge.models.building",
+        "edgeforge.models.loading",
+        "edgeforge.models.surgery",
     )
 
     def digest(self) -> str:

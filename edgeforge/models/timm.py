@@ -39,6 +39,11 @@ class Timm(Model):
     )
 
     needs: ClassVar[tuple[str, ...]] = ("timm",)
+    uses: ClassVar[tuple[str, ...]] = (
+        "edgeforge.models.building",
+        "edgeforge.models.loading",
+        "edgeforge.models.surgery",
+    )
 
     @model_validator(mode="after")
     def _a_fresh_model_has_a_fresh_head(self) -> Self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,8 @@ class Config(Student):
     architecture: Annotated[Architecture, OneOf("edgeforge.architectures")] = Field(
         description="The model family, which need not be the teacher's; its fields are written beside it."
     )
+
+    uses: ClassVar[tuple[str, ...]] = ("edgeforge.models.building",)
 
     @model_validator(mode="before")
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,6 +22,8 @@ class Width(Student):
 
     kind: Literal["width"] = "width"
     multiple: float = Field(gt=0, le=1, description="Factor on every width; 0.5 leaves about a quarter of the weights.")
+
+    uses: ClassVar[tuple[str, ...]] = ("edgeforge.models.building",)
 
     def build(self, teacher: PreTrainedModel, task: Task, interface: Interface) -> PreTrainedModel:
         from edgeforge.models.building import build_new

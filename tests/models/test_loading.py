@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -379,6 +380,7 @@ def test_remote_code_is_ignored_or_refused(folder: Path, tmp_path: Path, monkeyp
         ({"architectures": ["ViTForImageClassification"]}, "no resnet class"),
         ({"architectures": ["AutoModel"]}, "architectures names 'AutoModel'"),
         ({"architectures": [["x"]]}, "architectures"),
+        ({"architectures": {"x": 1}}, "architectures"),
         ({"quantization_config": {"quant_method": "gptq"}}, "'quantization_config' is set"),
         ({"hidden_sizes": "wide"}, "(can be built|not a resnet config)"),
         ({"hidden_act": "os.system"}, "(can be built|not a resnet config)"),
@@ -508,3 +510,39 @@ def test_sidecars_that_are_no_sidecar(pruned_folder: Path) -> None:
 def test_nothing_but_tensors_is_written(folder: Path) -> None:
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
+
+
+ODD_VALUES: list[Any] = [None, True, -1, 0, 1.5, 2**40, "x", "", [], {}, [[1]], {"a": 1}, float("inf"), "../x"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "shapes.json", "model.safetensors"])
+def test_no_damage_ends_in_anything_but_a_model_error(pruned_folder: Path, name: str) -> None:
+    """Random bytes and odd values: what loads is a model, what does not is refused with a remedy."""
+    whole = (pruned_folder / name).read_bytes()
+    rng = random.Random(name)
+    refusals = 0
+    for _ in range(60):
+        damaged = whole
+        if name.endswith(".json") and rng.random() < 0.7:
+            damaged = json.dumps(replace_something(json.loads(whole), rng)).encode()
+        else:
+            place = rng.randrange(min(len(whole), 3000))
+            damaged = whole[:place] + bytes([rng.randrange(256)]) + whole[place + 1 :]
+        (pruned_folder / name).write_bytes(damaged)
+        try:
+            loading.load(pruned_folder)
+        except ModelError as error:
+            assert error.remedy
+            refusals += 1
+    assert refusals > 10
+
+
+def replace_something(data: Any, rng: random.Random) -> Any:
+    node = data
+    while True:
+        key = rng.choice(list(node) if isinstance(node, dict) else range(len(node)))
+        if not (isinstance(node[key], dict | list) and node[key] and rng.random() < 0.7):
+            break
+        node = node[key]
+    node[key] = rng.choice(ODD_VALUES)
+    return data
