@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -53,10 +54,13 @@ def trace(model: PreTrainedModel, interface: Interface) -> Trace:
 
     sample = torch.zeros(1, *interface.input_shape)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # A call that torch 2.13 itself makes.
+            warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
             program = torch.export.export(model.eval(), (), {model.main_input_name: sample})
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ModelError(f"torch.export cannot follow this {type(model).__name__}: {error}") from error
+    except Exception as error:  # a tracer meets code it does not know: anything may come
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelError(f"torch.export cannot follow this {type(model).__name__}: {reason}") from error
     names = {**program.graph_signature.inputs_to_parameters, **program.graph_signature.inputs_to_buffers}
     values = _constants(program, names)
     layers: list[Operation] = []

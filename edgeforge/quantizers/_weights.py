@@ -1,0 +1,216 @@
+"""What the weight-only quantizers share: which weights, which integers, which scales, and how they are written down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeforge.core.artifact import Artifact
+from edgeforge.core.errors import ModelError
+from edgeforge.core.spec import Spec
+from edgeforge.core.stage import Job
+from edgeforge.models.quantized_weights import (
+    LinearWeight,
+    PalettizedWeight,
+    QuantizedWeight,
+    QuantizedWeights,
+    write,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+USES = (
+    "edgeforge.quantizers._weights",
+    "edgeforge.models.batch_norm",
+    "edgeforge.models.loading",
+    "edgeforge.models.operations",
+    "edgeforge.models.quantized_weights",
+)
+NEEDS = ("numpy", "safetensors", "torch", "transformers")
+
+# Shares of the largest magnitude that the grid's end may stand for. Above 1 because the negative side of the grid
+# reaches one step further. 20 candidates lose 1 % of squared error against 40.
+SEARCHED = np.linspace(0.5, 1.15, 20)
+KMEANS_ROUNDS = 100
+CUTS = 129  # evenly spaced, and as many again at equal shares of the numbers
+
+
+def quantize_weights(
+    model: Artifact, job: Job, *, spec: Spec, minimum: int, choose: Callable[[np.ndarray], QuantizedWeight]
+) -> Mapping[str, Any]:
+    """Quantize the weights of convolutions and linear layers of at least `minimum` elements; write the torch artifact.
+
+    `choose` gives the numbers for one weight, float32, shape (output channels, input channels, kernel...).
+    Returns facts: what was covered, what stayed float and why, how far the weights moved. Raises ModelError.
+    """
+    from edgeforge.models import loading
+    from edgeforge.models.batch_norm import absorb_batch_norm
+    from edgeforge.models.operations import trace
+
+    network = loading.load(model.path)
+    found = trace(network, job.task.open().interface).layers
+    moved = set(absorb_batch_norm(network, found))
+    layers = dict.fromkeys(layer.weight for layer in found)
+    shared = {layer.weight for layer in found if layer.batch_norm and layer.batch_norm not in moved}
+    weights: dict[str, QuantizedWeight] = {}
+    error = squared = 0.0
+    for done, name in enumerate(layers):
+        parameter = network.get_parameter(name)
+        before = _finite(parameter, name, where=str(model.path))
+        if before.size >= minimum and name not in shared:
+            weights[name] = choose(before)
+            error += _replace(parameter, weights[name].dequantize())
+            squared += float(np.square(before, dtype=np.float64).sum())
+        job.progress.update(done + 1, len(layers), name)
+    kept = {
+        name: _reason(name, layers, shared, minimum)
+        for name, parameter in network.named_parameters()
+        if parameter.dim() >= 2 and name not in weights
+    }
+    if not weights:
+        job.progress.warn(f"no weight has {minimum} elements or more: nothing was quantized")
+    loading.save(network, job.folder)
+    write(QuantizedWeights(weights, kept, spec.model_dump(mode="json")), job.folder)
+    total = sum(parameter.numel() for parameter in network.parameters())
+    return {
+        "coverage_percent": 100 * sum(math.prod(weight.shape) for weight in weights.values()) / total,
+        "relative_error": (error / squared) ** 0.5 if squared else 0.0,
+        "quantized": {name: _scheme(weight) for name, weight in weights.items()},
+        "kept_float": kept,
+    }
+
+
+def _finite(parameter: torch.nn.Parameter, name: str, *, where: str) -> np.ndarray:
+    """A copy of the parameter's numbers. Raises ModelError where one is not finite."""
+    numbers: np.ndarray = parameter.detach().numpy().copy()
+    if not np.isfinite(numbers).all():
+        raise ModelError(f"{name} holds numbers that are not finite", where=where, remedy="train it again")
+    return numbers
+
+
+def _replace(parameter: torch.nn.Parameter, numbers: np.ndarray) -> float:
+    """Set a parameter in place; return how far it moved (squared)."""
+    import torch
+
+    moved = np.square(numbers - parameter.detach().numpy(), dtype=np.float64).sum()
+    with torch.no_grad():
+        parameter.copy_(torch.from_numpy(numbers))
+    return float(moved)
+
+
+def _reason(name: str, layers: Container[str], shared: Container[str], minimum: int) -> str:
+    """Why a parameter of two or more axes stayed float."""
+    if name in shared:
+        return "its batch normalization is used in several places"
+    return f"fewer than {minimum} elements" if name in layers else "not of a convolution or linear layer"
+
+
+def _scheme(weight: QuantizedWeight) -> str:
+    if isinstance(weight, PalettizedWeight):
+        return f"a palette of {2**weight.bits} per {weight.group_size} output channels"
+    block = weight.block_size
+    return f"int{weight.bits} per output channel" + (f" and {block} input channels" if block else "")
+
+
+def linear(weight: np.ndarray, bits: int, block_size: int | None, *, search: bool = False) -> LinearWeight:
+    """Symmetric round-to-nearest integers of a float32 weight (output channels, input channels, kernel...).
+
+    One float16 scale per output channel and `block_size` input channels; per output channel where that is None or
+    does not divide them. The largest magnitude lands on the grid's end, or, with `search`, beyond it where clipping
+    it lessens the squared error.
+    """
+    channels, inputs = weight.shape[:2]
+    blocks = inputs // block_size if block_size and inputs % block_size == 0 else 1
+    values = weight.reshape(channels, blocks, -1).astype(np.float64)
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    largest = np.abs(values).max(axis=-1, keepdims=True)
+    scales = _to_float16(largest / high)
+    integers, error = _round(values, scales, low, high)
+    for share in SEARCHED if search else ():
+        candidate = _to_float16(share * largest / high)
+        tried, worse = _round(values, candidate, low, high)
+        better = worse < error
+        scales = np.where(better, candidate, scales)
+        integers = np.where(better, tried, integers)
+        error = np.where(better, worse, error)
+    shape = (channels, blocks) + (1,) * (weight.ndim - 2)
+    return LinearWeight(bits, integers.astype(np.int8).reshape(weight.shape), scales.reshape(shape))
+
+
+def _to_float16(scales: np.ndarray) -> np.ndarray:
+    """The nearest float16 above zero; 1 for a block of zeros."""
+    smallest, largest = np.finfo(np.float16).smallest_subnormal, np.finfo(np.float16).max
+    return np.where(scales == 0, 1.0, scales.clip(smallest, largest)).astype(np.float16)
+
+
+def _round(values: np.ndarray, scales: np.ndarray, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest integers, and the squared error of each block."""
+    wide = scales.astype(np.float64)
+    integers = np.rint(values / wide).clip(low, high)
+    return integers, np.square(integers * wide - values).sum(axis=-1, keepdims=True)
+
+
+def palettize(weight: np.ndarray, bits: int, group_size: int) -> PalettizedWeight:
+    """The 2**bits values that serve each group of output channels best, by k-means.
+
+    One palette for the whole weight where `group_size` does not divide its output channels.
+    """
+    channels = weight.shape[0]
+    groups = channels // group_size if channels % group_size == 0 else 1
+    rows = weight.reshape(groups, -1).astype(np.float64)
+    palettes = np.stack([_centroids(row, 2**bits) for row in rows]).astype(np.float16)
+    indices = [
+        np.searchsorted(_midpoints(palette.astype(np.float64)), row)
+        for palette, row in zip(palettes, rows, strict=True)
+    ]
+    return PalettizedWeight(bits, np.stack(indices).astype(np.uint8).reshape(weight.shape), palettes)
+
+
+def _midpoints(centroids: np.ndarray) -> np.ndarray:
+    middle: np.ndarray = (centroids[1:] + centroids[:-1]) / 2
+    return middle
+
+
+def _centroids(values: np.ndarray, count: int) -> np.ndarray:
+    """k-means of numbers on a line, sorted, float64; the same for the same numbers (no random start).
+
+    Lloyd's rounds (1982) from the best clusters whose ends lie on a few hundred cuts, found by dynamic programming
+    (Wang and Song, 2011): near the optimum, where random starts are often far from it.
+    """
+    ordered = np.sort(values)
+    sums = np.concatenate([[0.0], np.cumsum(ordered)])
+    edges = _best_cuts(ordered, sums, count)
+    centroids: np.ndarray = ordered[np.minimum(edges[:-1], len(ordered) - 1)]
+    for _ in range(KMEANS_ROUNDS):
+        sizes = np.diff(edges)
+        means = np.where(sizes > 0, np.diff(sums[edges]) / np.maximum(sizes, 1), centroids)
+        if np.array_equal(means, centroids):
+            break
+        centroids = np.sort(means)
+        edges = np.concatenate([[0], np.searchsorted(ordered, _midpoints(centroids)), [len(ordered)]])
+    return centroids
+
+
+def _best_cuts(ordered: np.ndarray, sums: np.ndarray, count: int) -> np.ndarray:
+    """`count` + 1 positions that cut sorted numbers into the clusters of least squared error (some may be empty)."""
+    size = len(ordered)
+    spread = np.searchsorted(ordered, np.linspace(ordered[0], ordered[-1], CUTS))
+    cuts = np.unique(np.concatenate([spread, np.linspace(0, size, CUTS).astype(np.int64), [0, size]]))
+    sizes = cuts[None, :] - cuts[:, None]
+    totals = sums[cuts][None, :] - sums[cuts][:, None]
+    # The sum of squares is the same for every clustering; what a cluster saves is its total squared over its size.
+    saved = np.where(sizes >= 0, np.square(totals) / np.maximum(sizes, 1), -np.inf)
+    best = saved[0]
+    choices = []
+    for _ in range(count - 1):
+        reached = best[:, None] + saved
+        choices.append(reached.argmax(axis=0))
+        best = reached.max(axis=0)
+    ends = [len(cuts) - 1]
+    for choice in reversed(choices):
+        ends.append(int(choice[ends[-1]]))
+    return cuts[[0, *reversed(ends)]]

@@ -1,0 +1,78 @@
+"""Weights in 4 bits, activations in float."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from edgeforge.core.artifact import Artifact
+from edgeforge.core.errors import IncompatiblePlanError
+from edgeforge.core.stage import Job
+from edgeforge.models.quantized_weights import QuantizedWeight
+from edgeforge.quantizers import Quantizer
+from edgeforge.quantizers._weights import NEEDS, USES, linear, palettize, quantize_weights
+
+
+class Int4Weights(Quantizer):
+    """Weights of convolutions and linear layers in 4 bits; the arithmetic stays float. An eighth of float32's bytes.
+
+    `linear`: symmetric integers, round to nearest, float16 scales. `palettize`: each weight is one of 16 float16
+    values, found by k-means.
+    """
+
+    kind: Literal["int4_weights"] = "int4_weights"
+    method: Literal["linear", "palettize"] = Field(
+        default="linear",
+        description="Evenly spaced values with a scale per block, or 16 free values per group of output channels "
+        "(Core ML only).",
+    )
+    block_size: int | None = Field(
+        default=32,
+        ge=2,
+        description="linear: input channels that share a scale; null: all of an output channel. Where it does not "
+        "divide a layer's input channels, that layer has one scale per output channel.",
+    )
+    scale_search: bool = Field(
+        default=True,
+        description="linear: try scales that clip the largest weights and keep the one of least squared error (about "
+        "a quarter less than without).",
+    )
+    group_size: int = Field(
+        default=16,
+        ge=1,
+        description="palettize: output channels that share a palette. Where it does not divide a layer's output "
+        "channels, that layer has one palette.",
+    )
+    min_elements: int = Field(default=1024, ge=1, description="Weights with fewer elements stay float.")
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"torch"})
+    writes: ClassVar[frozenset[str]] = frozenset({"coreml", "onnx"})
+    needs: ClassVar[tuple[str, ...]] = NEEDS
+    uses: ClassVar[tuple[str, ...]] = USES
+
+    def advice(self, export: str) -> str | None:
+        """See Quantizer. Raises IncompatiblePlanError where the format cannot say the method."""
+        if export != "onnx":
+            return None
+        if self.method == "palettize":
+            raise IncompatiblePlanError(
+                "ONNX has no palettes", where="quantize.method", remedy="use method: linear, or export to coreml"
+            )
+        return (
+            "int4_weights makes ONNX convolutions smaller but slower (0.3 to 0.5 times the speed of float32); only "
+            "matrix products (transformers) gain, and large ones most. For CNNs use int8_static"
+        )
+
+    def quantize(self, model: Artifact, job: Job) -> Mapping[str, Any]:
+        facts = quantize_weights(model, job, spec=self, minimum=self.min_elements, choose=self._choose)
+        if self.method == "palettize":
+            return {"scheme": "palettized", "bits": 4, "group_size": self.group_size, **facts}
+        return {"scheme": "linear", "bits": 4, "block_size": self.block_size, **facts}
+
+    def _choose(self, weight: np.ndarray) -> QuantizedWeight:
+        if self.method == "palettize":
+            return palettize(weight, 4, self.group_size)
+        return linear(weight, 4, self.block_size, search=self.scale_search)

@@ -1,0 +1,110 @@
+"""The weights in a Core ML program against those of the torch model."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from edgeforge.core.errors import VerificationError
+from edgeforge.models.quantized_weights import LinearWeight, PalettizedWeight, QuantizedWeight
+from edgeforge.verification import Check
+from edgeforge.verification._coreml_package import PyMIL, constants, stored_weight
+from edgeforge.verification._expected_weights import Expected, Layer, Values
+
+
+class Comparison:
+    """Every weight of `expected` is looked for in a program, and every constant of the program among them.
+
+    `max_abs_error` is the largest difference met so far, among weights that are stored as floats.
+    """
+
+    def __init__(self, expected: Expected) -> None:
+        self.expected = expected
+        self.max_abs_error = 0.0
+
+    def layers(self, function: PyMIL) -> Check:
+        """Convolutions and linear layers, in the order they run: integers to the bit, floats up to rounding."""
+        problems = [problem for kind in ("conv", "linear") for problem in self._layers_of(kind, function)]
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        return Check("layers", not problems, problems[0] + more if problems else "")
+
+    def _layers_of(self, kind: str, function: PyMIL) -> Iterator[str]:
+        wanted = [layer for layer in self.expected.layers if layer.kind == kind]
+        found = [operation for operation in function.operations if operation.op_type == kind]
+        if len(found) != len(wanted):
+            yield f"there are {len(found)} {kind} layers, and should be {len(wanted)}"
+            return
+        for operation, layer in zip(found, wanted, strict=True):
+            yield from self._layer(operation, layer)
+
+    def _layer(self, operation: PyMIL, layer: Layer) -> Iterator[str]:
+        try:
+            weight = stored_weight(operation.inputs["weight"])
+        except VerificationError as error:
+            yield error.what
+            return
+        if layer.quantized is not None:
+            problem = _integers(layer.weight.name, weight, layer.quantized)
+        else:
+            problem = self._floats(layer.weight, weight)
+        if problem:
+            yield problem
+        bias = operation.inputs.get("bias")
+        stored = np.zeros(layer.bias.numbers.shape, dtype=np.float32) if bias is None else stored_weight(bias)
+        if problem := self._floats(layer.bias, stored):
+            yield problem
+
+    def _floats(self, wanted: Values, stored: np.ndarray | QuantizedWeight | None) -> str | None:
+        if not isinstance(stored, np.ndarray):
+            return f"{wanted.name} is not stored as floats"
+        if stored.shape != wanted.numbers.shape:
+            return f"{wanted.name} has shape {stored.shape}, and should have {wanted.numbers.shape}"
+        wrong = wanted.wrong(stored)
+        error = wanted.error(stored)
+        self.max_abs_error = max(self.max_abs_error, float(np.nan_to_num(error, nan=np.inf).max()))
+        if wrong.any():
+            return f"{wanted.name}: {wrong.sum()} of {wrong.size} numbers differ, by up to {error[wrong].max():.2g}"
+        return None
+
+    def others(self, function: PyMIL, *, ignored: Iterable[PyMIL]) -> Check:
+        """Constants of all other operations are the model's other weights, in the order they are read."""
+        skipped = {operation.name for operation in ignored}
+        stored = [
+            (f"{argument} of {operation.op_type} {operation.name}", value)
+            for operation in function.operations
+            if operation.name not in skipped
+            and not operation.op_type.startswith(("const", "conv", "linear", "classify"))
+            for argument, value in constants(operation).items()
+        ]
+        wanted = deque(self.expected.others)
+        for place, value in stored:
+            # Multiplying by ones and adding zeros is left out of a program.
+            while wanted and wanted[0].neutral and not wanted[0].matches(value):
+                wanted.popleft()
+            if not wanted:
+                return Check("other weights", False, f"{place} is no weight of the model")
+            values = wanted.popleft()
+            if values.numbers.size != value.size:
+                return Check("other weights", False, f"{place} should be {values.name}, and has another size")
+            if problem := self._floats(values, value.reshape(values.numbers.shape)):
+                return Check("other weights", False, f"{place}: {problem}")
+        missing = [values.name for values in wanted if not values.neutral]
+        return Check("other weights", not missing, f"{missing[0]} is missing" if missing else "")
+
+
+def _integers(name: str, stored: np.ndarray | QuantizedWeight | None, wanted: QuantizedWeight) -> str | None:
+    """What differs between stored and decided integers and scales, or indices and palettes; None where nothing does."""
+    if type(stored) is not type(wanted) or not isinstance(stored, LinearWeight | PalettizedWeight):
+        return f"{name} is not stored as {'integers and scales' if isinstance(wanted, LinearWeight) else 'a palette'}"
+    if stored.bits != wanted.bits:
+        return f"{name} has {stored.bits} bits, and should have {wanted.bits}"
+    found, decided = stored.tensors(), wanted.tensors()
+    for part in decided:
+        if found[part].shape != decided[part].shape:
+            return f"{part} of {name} have shape {found[part].shape}, and should have {decided[part].shape}"
+        wrong = found[part].astype(np.float64) != decided[part].astype(np.float64)
+        if wrong.any():
+            return f"{wrong.sum()} of {wrong.size} {part} of {name} differ"
+    return None
