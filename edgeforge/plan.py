@@ -134,7 +134,9 @@ class _Builder:
         inputs = {"model": last}
         for role, source in stage.sources().items():
             inputs[role] = self._source(source, last, f"{where}.{role}")
-        name = self.add(self._free_name(stage.name or stage.kind), stage, inputs)
+        # What recovers a pruned model is a step of its own: it must not change the pruning's key.
+        alone = stage.model_copy(update={"recover": None}) if isinstance(stage, Prune) else stage
+        name = self.add(self._free_name(stage.name or stage.kind), alone, inputs)
         self._model_made(name)
         if isinstance(stage, Prune) and stage.recover is not None:
             return self._recovery(stage, name, last, where)
