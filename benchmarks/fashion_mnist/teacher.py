@@ -3,7 +3,7 @@
 The teacher is a folder that every other row reads as {kind: pretrained}, so that all rows of a seed have one teacher
 whatever changes in EdgeForge between them. Interrupted, it goes on from its checkpoint when run again.
 
-    python benchmarks/fashion_mnist/teacher.py --seed 0 --data data/fashion-mnist.npz --work data/fashion-bench
+    python benchmarks/fashion_mnist/teacher.py --seed 0 --data data/fashion_mnist.npz --work data/fashion-bench
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 
 from edgeforge.architectures.resnet import Resnet
-from edgeforge.core.artifact import Artifact
+from edgeforge.core.artifact import Artifact, digest_files, hash_folder
 from edgeforge.core.stage import Job
 from edgeforge.data.npz import Npz
 from edgeforge.environment import describe
@@ -99,6 +99,7 @@ def main() -> None:
     result = {
         "row": "teacher",
         "seed": options.seed,
+        "teacher": digest_files(hash_folder(final)),
         "accuracy": accuracy(final, the_task),
         "facts": facts,
         "recipe": RECIPE.model_dump(mode="json"),

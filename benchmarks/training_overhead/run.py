@@ -4,7 +4,7 @@ Both train the same model on the same batches (same order, same crop and flip, s
 thread); the plain loop has no accelerate, no checkpoints and no progress. Pairs are interleaved and each run has a
 process of its own; CPU time is compared, since wall time on a shared machine says little.
 
-    python benchmarks/training_overhead/run.py --data data/fashion-mnist.npz
+    python benchmarks/training_overhead/run.py --data data/fashion_mnist.npz
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def plain_loop(data: str) -> float:
     warm = round(0.1 * STEPS)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda step: (step + 1) / warm
-        if step < warm
-        else 0.5 * (1 + math.cos(math.pi * (step - warm) / (STEPS - warm))),
+        lambda step: (
+            (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / (STEPS - warm)))
+        ),
     )
     order = torch.randperm(source.size("train")).tolist()
     for step in range(STEPS):

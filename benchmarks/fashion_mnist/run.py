@@ -1,0 +1,216 @@
+"""The Fashion-MNIST rows: one teacher per seed, compressed from lightly to heavily, and each step alone.
+
+Every row is a pipeline that `edgeforge run` could run; its raw result is rows/<row>-seed<k>.json. A row that is there
+is not made again, and one that was killed goes on from its checkpoint. Latency is measured last, of all files of a seed
+in one run on an otherwise idle machine. Train the teachers first (teacher.py); table.py draws the table.
+
+    python benchmarks/fashion_mnist/run.py --seed 0 --data data/fashion_mnist.npz --work data/fashion-bench
+    python benchmarks/fashion_mnist/run.py --seed 0 ... --latency
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from rich.console import Console
+from teacher import ROWS, task
+
+from edgeforge.core.artifact import digest_files, hash_folder
+from edgeforge.core.measurement import bootstrap_median
+from edgeforge.environment import describe
+from edgeforge.links import Subject, Workload
+from edgeforge.links.local import Local
+from edgeforge.pipeline import parse
+from edgeforge.plan import build
+from edgeforge.progress import TerminalWatcher
+from edgeforge.run import execute
+from edgeforge.store import Store
+
+EPOCHS, SHORT_EPOCHS = 6, 2
+RECIPE = {"batch_size": 128, "optimizer": "sgd", "learning_rate": 0.05, "weight_decay": 5e-4}
+TAUGHT = [{"kind": "soft_targets", "temperature": 4, "weight": 0.9}, {"kind": "hard_labels", "weight": 0.1}]
+LABELS = [{"kind": "hard_labels"}]
+WIDTHS = {
+    # residual width of each stage, inner width of its blocks; the teacher has 48, 96, 240 for both
+    "p1": ((48, 96, 192), (32, 64, 128)),
+    "p2": ((32, 64, 160), (32, 48, 80)),
+    "p3": ((32, 64, 128), (16, 32, 64)),
+    "p4": ((16, 64, 128), (16, 32, 64)),
+    "p5": ((16, 48, 96), (16, 32, 48)),
+    "p6": ((16, 32, 64), (16, 16, 32)),
+}
+GOAL = "p4"
+FULL = (48, 96, 240)
+INT8 = {"name": "int8", "quantize": {"kind": "int8_static", "samples": 512}, "export": {"kind": "onnx"}, "devices": []}
+FP32 = {"name": "fp32", "export": {"kind": "onnx"}, "devices": []}
+
+
+def structure(widths: tuple[tuple[int, ...], tuple[int, ...]]) -> dict[str, Any]:
+    """Channel pruning of the teacher to these residual and inner widths."""
+    ratios = {}
+    for stage, full in enumerate(FULL):
+        residual, inner = widths[0][stage], widths[1][stage]
+        ratios[f"resnet.encoder.stages.{stage}"] = _ratio(full, residual)
+        ratios[f"resnet.encoder.stages.{stage}.layers.*.layer.0.convolution"] = _ratio(full, inner)
+    ratios["resnet.embedder"] = _ratio(FULL[0], widths[0][0])
+    return {"kind": "channels", "ratio": 0, "ratios": ratios, "round_to": 16}
+
+
+def _ratio(full: int, kept: int) -> float:
+    return round(1 - kept / full, 4)
+
+
+def prune(
+    widths: str, losses: list[dict[str, Any]], *, criterion: str = "magnitude", epochs: int = EPOCHS
+) -> dict[str, Any]:
+    recover = {**RECIPE, "epochs": epochs, "losses": losses}
+    return {
+        "kind": "prune",
+        "structure": structure(WIDTHS[widths]),
+        "criterion": {"kind": criterion},
+        "recover": recover,
+    }
+
+
+def distill(sizes: tuple[int, int, int], losses: list[dict[str, Any]], epochs: int = EPOCHS) -> dict[str, Any]:
+    student = {
+        "kind": "config",
+        "architecture": "resnet",
+        "embedding_size": sizes[0],
+        "hidden_sizes": list(sizes),
+        "depths": [2, 2, 2],
+        "layer_type": "basic",
+    }
+    return {"kind": "distill", **RECIPE, "learning_rate": 0.1, "epochs": epochs, "student": student, "losses": losses}
+
+
+def rows() -> dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
+    """Row name -> (stages, targets)."""
+    # `alone` rows are fp32 files of the size that the goal's INT8 file has (about 0.37 MB: 92,000 parameters).
+    small = (16, 16, 48)
+    found = {"quantize": ([], [INT8, {**INT8, "name": "int4", "quantize": "int4_weights"}])}
+    for widths in WIDTHS:
+        found[f"chain-{widths}"] = ([prune(widths, TAUGHT)], [INT8])
+    found["chain-without-distillation"] = ([prune(GOAL, LABELS)], [INT8])
+    found["distill-alone"] = ([distill(small, TAUGHT)], [FP32])
+    found["labels-alone"] = ([distill(small, LABELS)], [FP32])
+    found["prune-alone"] = ([prune("p6", LABELS)], [FP32])
+    for criterion in ("magnitude", "taylor", "bn_scale", "random"):
+        found[f"criterion-{criterion}"] = ([prune(GOAL, LABELS, criterion=criterion, epochs=SHORT_EPOCHS)], [])
+    return found
+
+
+def pipeline(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """The row as a pipeline file."""
+    stages, targets = rows()[name]
+    return {
+        "name": f"{name}-seed{seed}",
+        "task": task(options.data).model_dump(mode="json"),
+        "model": {"kind": "pretrained", "path": str(options.work / f"teacher-seed{seed}")},
+        "seed": seed,
+        "stages": stages,
+        "targets": targets,
+    }
+
+
+def teacher_digest(options: argparse.Namespace) -> str:
+    """The digest of the seed's teacher. All rows of a seed are of one teacher: another machine may train another."""
+    digest = digest_files(hash_folder(options.work / f"teacher-seed{options.seed}"))
+    for path in ROWS.glob(f"*-seed{options.seed}.json"):
+        made_with = json.loads(path.read_text(encoding="utf-8")).get("teacher", digest)
+        if made_with != digest:
+            raise SystemExit(f"{path.name} was made with another teacher; remove the rows of this seed and start anew")
+    return digest
+
+
+def make(name: str, options: argparse.Namespace) -> None:
+    """One row: run its pipeline, write its raw result."""
+    path = ROWS / f"{name}-seed{options.seed}.json"
+    if path.is_file():
+        return
+    digest = teacher_digest(options)
+    source = pipeline(name, options.seed, options)
+    plan = build(parse(yaml.safe_dump(source).encode(), path.name))
+    watcher = TerminalWatcher(Console())
+    began = time.monotonic()
+    outcome = execute(plan, Store(options.work / "store"), options.work / "runs" / source["name"], watcher=watcher)
+    if outcome.error is not None:
+        raise outcome.error
+    report = json.loads(outcome.report.to_json())
+    source["model"]["path"], source["task"]["data"]["path"] = f"teacher-seed{options.seed}", "fashion_mnist.npz"
+    result = {
+        "row": name,
+        "seed": options.seed,
+        "teacher": digest,
+        "epochs": EPOCHS,
+        "seconds_since_last_start": round(time.monotonic() - began, 1),
+        "pipeline": source,
+        "stages": report["stages"],
+        "artifacts": report["artifacts"],
+        "environment": report["environment"],
+    }
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {path.name}", flush=True)
+
+
+def latency(options: argparse.Namespace) -> None:
+    """Every file of a seed against its teacher's fp32 file, in one process, in shuffled rounds."""
+    folders = {}
+    for name in rows():
+        for file in sorted((options.work / "runs" / f"{name}-seed{options.seed}" / "artifacts").glob("*")):
+            if file.name != "baseline" or name == "quantize":
+                folders["teacher" if file.name == "baseline" else f"{name}.{file.name}"] = file
+    data = task(options.data).open()
+    with tempfile.TemporaryDirectory() as scratch:
+        inputs = Path(scratch) / "inputs.npy"
+        np.save(inputs, data.batch("test", range(16))["pixel_values"].numpy())
+        workload = Workload(
+            subjects={name: Subject(runtime="onnxruntime", folder=folder) for name, folder in folders.items()},
+            input_name="pixel_values",
+            inputs=inputs,
+            threads=1,
+            samples=60,
+            starts=1,
+            warmup=5,
+            min_sample_ms=5,
+            seed=options.seed,
+        )
+        timings = Local().measure(workload, TerminalWatcher(Console()))
+    teacher = timings.latency_ms["teacher"]
+    result: dict[str, Any] = {"row": "latency", "seed": options.seed, "conditions": timings.conditions, "files": {}}
+    for name, samples in timings.latency_ms.items():
+        ratios = [before / after for before, after in zip(teacher, samples, strict=True)]
+        result["files"][name] = {
+            "median_ms": float(np.median(samples)),
+            "ratio": float(np.median(ratios)),
+            "ci95": bootstrap_median(ratios),
+            "samples_ms": [round(value, 6) for value in samples],
+        }
+    result["environment"] = describe()
+    (ROWS / f"latency-seed{options.seed}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--only", help="one row")
+    parser.add_argument("--latency", action="store_true", help="measure the files that are there")
+    options = parser.parse_args()
+    if options.latency:
+        latency(options)
+        return
+    for name in [options.only] if options.only else list(rows()):
+        make(name, options)
+
+
+if __name__ == "__main__":
+    main()
