@@ -196,8 +196,8 @@ def main() -> None:
             "",
             "Real Fashion-MNIST, deduplicated: 59,946 training images (3 % of them kept apart as validation) and "
             "10,000 test images, split by hash, so accuracies are not comparable with the official split. Every file "
-            "is measured as written, on ONNX Runtime. Points lost are against the seed's own teacher's fp32 ONNX file; kB "
-            "count every file that the session loads; times faster is batch 1, one thread, all files of a seed in "
+            "is measured as written, on ONNX Runtime. Points lost are against the seed's own teacher's fp32 ONNX file; "
+            "kB count every file that the session loads; times faster is batch 1, one thread, all files of a seed in "
             "shuffled rounds of one process. Means over the seeds with 95 % intervals (t).",
             "",
             f"Recovery and students: {EPOCHS} epochs. `chain` rows prune by magnitude, recover with the teacher's soft "

@@ -30,6 +30,9 @@ class Runtime(Spec):
         """None where this runtime can run here, else the reason it cannot, as a sentence."""
         return None
 
+    def prepare(self) -> None:
+        """Import the runtime's library, so that the time `open` takes is the model's own."""
+
     def open(self, folder: Path, *, threads: int | None = None) -> Session:
         """Load the model in an artifact's folder. `threads`: how many it may use, None for its own choice."""
         raise NotImplementedError

@@ -1,0 +1,102 @@
+"""ONNX files on ONNX Runtime, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from edgeforge.core.errors import ModelError
+from edgeforge.core.extras import require
+from edgeforge.onnx_graph import MODEL
+from edgeforge.runtimes import Runtime
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnxruntime
+
+EXACT_PRODUCTS = {"session.x64quantprecision": "1"}
+"""8-bit products are summed in full on processors without VNNI too, whose fast instruction saturates."""
+
+FLOAT_INPUTS = {"session.qdq_matmulnbits_accuracy_level": "1"}
+"""Products with dequantized weights take their inputs as they are, not rounded to 8 bits."""
+
+
+class Onnxruntime(Runtime):
+    """ONNX Runtime's CPU provider, all graph optimizations on: what an app that links it gets by default."""
+
+    kind: Literal["onnxruntime"] = "onnxruntime"
+
+    format: ClassVar[str] = "onnx"
+
+    def available(self) -> str | None:
+        from importlib.util import find_spec
+
+        return None if find_spec("onnxruntime") else "onnxruntime is not installed (pip install 'edgeforge[onnx]')"
+
+    def prepare(self) -> None:
+        require("onnxruntime.capi.onnxruntime_pybind11_state", "onnx")
+
+    def open(self, folder: Path, *, threads: int | None = None) -> OnnxSession:
+        """See Runtime. Raises ModelError where the file is missing, damaged, or has operators unknown here."""
+        return OnnxSession(folder / MODEL, threads=threads)
+
+
+class OnnxSession:
+    """An opened ONNX file with one output."""
+
+    def __init__(
+        self, model: Path | bytes, *, threads: int | None = None, settings: Mapping[str, str] | None = None
+    ) -> None:
+        """`model`: a file, or the bytes of one. `settings`: entries of the library's session configuration."""
+        ort = require("onnxruntime", "onnx")
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # what goes wrong is raised; the log would say it a second time
+        options.inter_op_num_threads = 1
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        for key, value in (settings or {}).items():
+            options.add_session_config_entry(key, value)
+        self._session = _opened(ort, model, options)
+        self._first_output = [self._session.get_outputs()[0].name]
+        # Found here and not in `run`, whose every microsecond is part of a measured latency.
+        state = require("onnxruntime.capi.onnxruntime_pybind11_state", "onnx")
+        self._errors: tuple[type[Exception], ...] = (*_failures(state), ValueError)
+
+    def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """See Session. Raises ModelError where the inputs' names, types or shapes are not the file's."""
+        try:
+            (logits,) = self._session.run(self._first_output, inputs)
+        except self._errors as error:
+            raise ModelError(f"the file does not run: {_first_line(error)}") from error
+        return logits  # type: ignore[no-any-return]
+
+    def interface(self) -> tuple[list[tuple[str, str, list[int | str]]], list[tuple[str, str, list[int | str]]]]:
+        """(name, type such as ``tensor(float)``, shape) of every input and of every output; symbols stay words."""
+        inputs = [(value.name, value.type, value.shape) for value in self._session.get_inputs()]
+        return inputs, [(value.name, value.type, value.shape) for value in self._session.get_outputs()]
+
+
+def _opened(ort: onnxruntime, model: Path | bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    state = require("onnxruntime.capi.onnxruntime_pybind11_state", "onnx")
+    where = str(model) if isinstance(model, Path) else None
+    try:
+        return ort.InferenceSession(
+            str(model) if isinstance(model, Path) else model, options, providers=["CPUExecutionProvider"]
+        )
+    except _failures(state) as error:
+        raise ModelError(
+            f"ONNX Runtime {ort.__version__} cannot open it: {_first_line(error)}",
+            where=where,
+            remedy="export the model again",
+        ) from error
+
+
+def _failures(state: ModuleType) -> tuple[type[Exception], ...]:
+    """Every exception the library defines; they have no base class of their own."""
+    return tuple(item for item in vars(state).values() if isinstance(item, type) and issubclass(item, Exception))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

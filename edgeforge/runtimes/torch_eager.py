@@ -1,0 +1,49 @@
+"""Torch artifacts, run by torch itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from edgeforge.runtimes import Runtime
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedModel
+
+
+class TorchEager(Runtime):
+    """Torch without compilation, float32, on the CPU."""
+
+    kind: Literal["torch_eager"] = "torch_eager"
+
+    format: ClassVar[str] = "torch"
+
+    def open(self, folder: Path, *, threads: int | None = None) -> TorchSession:
+        """See Runtime. Raises ModelError where the folder holds no model that can be loaded."""
+        from edgeforge.models import loading
+
+        return TorchSession(loading.load(folder), threads=threads)
+
+
+class TorchSession:
+    """A loaded model."""
+
+    def __init__(self, model: PreTrainedModel, *, threads: int | None = None) -> None:
+        self._model = model
+        self._threads = threads
+
+    def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """See Session. One input, whatever its name."""
+        import torch
+
+        (values,) = inputs.values()
+        before = torch.get_num_threads()
+        # The number of threads belongs to the process: others find it as they left it.
+        torch.set_num_threads(self._threads or before)
+        try:
+            with torch.inference_mode():
+                logits = self._model(torch.from_numpy(values)).logits
+        finally:
+            torch.set_num_threads(before)
+        return logits.float().numpy()  # type: ignore[no-any-return]

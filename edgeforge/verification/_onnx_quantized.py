@@ -1,0 +1,138 @@
+"""ONNX files that a quantizer rewrote, held against their float parent computed with the recorded numbers.
+
+Two questions, since one answer cannot be both sharp and fair. What does the file mean? The evaluator computes the
+file and its parent alike, so a wrong scale, integer, bias or connection stands out at 1e-9. What does the runtime make
+of it? Its float32 decides ties between two steps differently now and then, which spreads from layer to layer; that may
+not reach the size of quantization's own error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgeforge import onnx_graph
+from edgeforge.verification import Check, Parity, differences
+from edgeforge.verification._evaluator import Grids, UnknownOperator, evaluate
+
+if TYPE_CHECKING:
+    import onnx
+
+RECORD = "quantization.json"
+
+SAME = 1e-9
+"""Relative to the largest output: both sides are computed by the same code in float64, in another order at most."""
+
+NOISE_SHARE = 0.25
+SPREAD = 4
+MOST_NOISE = 2.0
+"""Errors that have nothing in common but their size are the square root of 2 apart; more is another model."""
+
+
+class Quantized:
+    """A rewritten file, its parent, and what the parent gives with and without the recorded numbers."""
+
+    reference = "the float file computed with the quantizer's numbers"
+
+    def __init__(self, original: Path, folder: Path, samples: np.ndarray, batch: int) -> None:
+        """`samples`: real inputs, float32, (N, ...), computed `batch` at a time."""
+        self._original = onnx_graph.load(original)
+        self._file = onnx_graph.load(folder)
+        self._grids = Grids.read(json.loads((folder / RECORD).read_text(encoding="utf-8")))
+        self._batches = [samples[start : start + batch] for start in range(0, len(samples), batch)]
+
+    def unknown(self) -> str | None:
+        """Why the parent cannot be computed here, or None."""
+        try:
+            evaluate(self._original, self._batches[0][:1])
+        except UnknownOperator as error:
+            return f"the evaluator does not know the operator {error}"
+        return None
+
+    @functools.cached_property
+    def clean(self) -> np.ndarray:
+        """The parent's own outputs, float64."""
+        return self._computed(self._original, Grids())
+
+    @functools.cached_property
+    def _expected(self) -> np.ndarray:
+        return self._computed(self._original, self._grids)
+
+    def _computed(self, model: onnx.ModelProto, grids: Grids, dtype: str = "float64") -> np.ndarray:
+        return np.concatenate([evaluate(model, batch, grids=grids, dtype=dtype) for batch in self._batches])
+
+    def checks(self) -> list[Check]:
+        """The values' numbers, which may be wrong without showing on a few samples, and what the whole file means."""
+        wrong = wrong_values(self._file, self._grids)
+        return [Check("quantized values", wrong is None, wrong or ""), self._meaning()]
+
+    def _meaning(self) -> Check:
+        name = "file means what the quantizer chose"
+        try:
+            found = self._computed(self._file, Grids())
+        except UnknownOperator as error:
+            return Check(name, None, f"the evaluator does not know the operator {error}")
+        # A bias that the file holds in float is rounded by the runtime, not by the file.
+        held = {array.tobytes() for array in onnx_graph.initializers(self._file).values() if array.dtype == np.float32}
+        floats = onnx_graph.initializers(self._original)
+        biases = frozenset(name for name, array in floats.items() if array.ndim == 1 and array.tobytes() in held)
+        expected = self._computed(self._original, dataclasses.replace(self._grids, float_biases=biases))
+        apart = float(np.abs(found - expected).max()) if np.isfinite(found).all() else np.inf
+        limit = SAME * max(float(np.abs(expected).max()), 1.0)
+        return Check(name, apart <= limit, f"outputs differ by {apart:.3g}, at most {limit:.3g}")
+
+    def parity(self, outputs: np.ndarray, *, floor: float) -> Parity:
+        """What the runtime gave against what the file should give. `floor`: what float32 may move in any case."""
+        spread = _rms(self._computed(self._original, self._grids, "float32") - self._expected)
+        noise = _rms(self._expected - self.clean)
+        limit = min(max(NOISE_SHARE * noise, SPREAD * spread), MOST_NOISE * noise) + floor
+        worst = MOST_NOISE * float(np.abs(self._expected - self.clean).max()) + floor
+        error = _rms(outputs - self._expected)
+        found = differences(outputs, self._expected)
+        passed = error <= limit and found["max_abs_error"] is not None and found["max_abs_error"] <= worst
+        why = (
+            f"root mean square difference {error:.3g}, at most {limit:.3g}: values halfway between two steps may be "
+            f"rounded either way; quantization itself moves the outputs by {noise:.3g}"
+        )
+        return Parity(self.reference, passed, why, tolerance=worst, **found)  # type: ignore[arg-type]
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+def wrong_values(file: onnx.ModelProto, grids: Grids) -> str | None:
+    """The first quantized value whose scale and zero point are not those recorded, in words; None where all are."""
+    constants = onnx_graph.initializers(file)
+    quantizers = {node.output[0]: node for node in file.graph.node if node.op_type == "QuantizeLinear"}
+    producers = {name: node for node in file.graph.node for name in node.output}
+    found = Counter(_numbers(node, constants) for node in quantizers.values())
+    wanted = Counter(
+        (float(grid.scale), int(grid.zero_point), str(grid.zero_point.dtype)) for grid in grids.values.values()
+    )
+    for where, more in (
+        ("in the file, but not recorded", found - wanted),
+        ("recorded, but not in the file", wanted - found),
+    ):
+        for scale, zero_point, kind in more:
+            return f"scale {scale:.6g} with zero point {zero_point} ({kind}) is {where}"
+    for node in file.graph.node:
+        if node.op_type != "DequantizeLinear" or node.input[0] in constants:
+            continue
+        source = node.input[0]
+        if source not in quantizers:  # SpaceToDepth may move the integers in between
+            source = producers[source].input[0]
+        if source not in quantizers or _numbers(quantizers[source], constants) != _numbers(node, constants):
+            return f"the value {node.input[0]} is quantized with other numbers than it is dequantized with"
+    return None
+
+
+def _numbers(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> tuple[float, int, str]:
+    scale, zero_point = constants[node.input[1]], constants[node.input[2]]
+    return float(scale), int(zero_point), str(zero_point.dtype)
