@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import string
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -100,6 +101,11 @@ def known_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
         for value in (*graph.input, *graph.value_info, *graph.output)
         if value.type.tensor_type.HasField("shape")
     }
+
+
+def batch_size(input_shape: tuple[int, ...]) -> int:
+    """How many inputs to run at once where every inner value is kept: 32 small images, few large ones."""
+    return max(1, min(32, 2**19 // math.prod(input_shape)))
 
 
 # -- what a file says about itself

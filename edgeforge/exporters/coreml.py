@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
@@ -64,6 +65,7 @@ class Coreml(Exporter):
         placed.check()
         spec = converted.get_spec()
         _describe(spec, interface, recipe=model.key)
+        _renumber_transposes(spec)
         package = job.folder / runtime.PACKAGE
         _write_package(package, spec, Path(converted.weights_dir))
         main = spec.mlProgram.functions["main"]
@@ -162,6 +164,35 @@ def _describe(spec: Any, interface: Interface, *, recipe: str) -> None:
             output.shortDescription = "most probable label"
         else:
             output.shortDescription = "probability of each label"
+
+
+def _renumber_transposes(spec: Any) -> None:
+    """Number ``transpose_0``, ``transpose_1``, ... in the order in which they stand.
+
+    coremltools' pass that moves them numbers them in the order of a set, which is another at every run.
+    """
+    main = spec.mlProgram.functions["main"]
+    block = main.block_specializations[main.opset]
+    numbered = re.compile(r"transpose_(\d+)(?!\d)")
+    order: dict[str, str] = {}
+
+    def renamed(name: str) -> str:
+        found = numbered.match(name)
+        if found is None:
+            return name
+        return f"transpose_{order.setdefault(found[1], str(len(order)))}{name[found.end() :]}"
+
+    for operation in block.operations:
+        for output in operation.outputs:
+            output.name = renamed(output.name)
+        if "name" in operation.attributes:
+            texts = operation.attributes["name"].immediateValue.tensor.strings.values
+            texts[:] = [renamed(text) for text in texts]
+        for argument in operation.inputs.values():
+            for binding in argument.arguments:
+                if binding.name:
+                    binding.name = renamed(binding.name)
+    block.outputs[:] = [renamed(name) for name in block.outputs]
 
 
 def _write_package(package: Path, spec: Any, weights: Path) -> None:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     import onnx
 
-BATCH = 32
 SENSITIVITY_SAMPLES = 128
 
 
@@ -140,8 +139,9 @@ class _Batches:
         self._indices = np.random.RandomState(job.seed).permutation(size)[: self.samples]
 
     def __call__(self) -> Iterator[np.ndarray]:
-        for start in range(0, self.samples, BATCH):
-            batch = self._data.batch("train", self._indices[start : start + BATCH].tolist())
+        step = onnx_graph.batch_size(self._data.interface.input_shape)
+        for start in range(0, self.samples, step):
+            batch = self._data.batch("train", self._indices[start : start + step].tolist())
             yield batch[self._data.interface.input_name].numpy()
 
 

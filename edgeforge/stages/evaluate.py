@@ -29,6 +29,7 @@ class Evaluate(Stage):
     makes: ClassVar[str] = "measurements"
     in_chain: ClassVar[bool] = False
     uses: ClassVar[tuple[str, ...]] = (
+        "edgeforge.models.loading",
         "edgeforge.runtimes",
         "edgeforge.runtimes.onnxruntime",
         "edgeforge.runtimes.torch_eager",

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
-BATCH = 32
 PARITY_SAMPLES = 64
 """Samples computed in float64 as well, which takes several times as long."""
 
@@ -68,10 +67,17 @@ class _Opened:
         self.proto = onnx_graph.load(self.folder)
         self.session = OnnxSession(self.folder / onnx_graph.MODEL)
         self.samples, self.labels = real_inputs(self.data)
+        self.batch = onnx_graph.batch_size(self.interface.input_shape)
 
     def run(self, session: OnnxSession, samples: np.ndarray) -> np.ndarray:
-        """Logits, in batches of `BATCH` (what is quantized at run time depends on them)."""
-        return _in_batches(lambda batch: session.run({self.interface.input_name: batch}), samples)
+        """Logits of `samples`."""
+        return self._in_batches(lambda batch: session.run({self.interface.input_name: batch}), samples)
+
+    def _in_batches(self, run: Callable[[np.ndarray], np.ndarray], samples: np.ndarray) -> np.ndarray:
+        """Always the same batches: what is quantized at run time depends on them."""
+        return np.concatenate(
+            [run(samples[start : start + self.batch]) for start in range(0, len(samples), self.batch)]
+        )
 
     def unusable(self) -> Check | None:
         """A failed check where the file does not run or gives numbers that are not finite."""
@@ -96,7 +102,7 @@ class _Opened:
         kind: torch.dtype = getattr(torch, dtype)
         model = loading.load(self.inputs[role].path).to(kind)
         with torch.inference_mode():
-            return _in_batches(lambda batch: model(torch.from_numpy(batch).to(kind)).logits.numpy(), samples)
+            return self._in_batches(lambda batch: model(torch.from_numpy(batch).to(kind)).logits.numpy(), samples)
 
     def fidelity(self) -> Fidelity:
         """How far the file is from the float model, as its user will notice."""
@@ -114,10 +120,6 @@ class _Opened:
             metric_drop=float(measured[0][name]) - float(measured[1][name]),
             samples=len(self.samples),
         )
-
-
-def _in_batches(run: Callable[[np.ndarray], np.ndarray], samples: np.ndarray) -> np.ndarray:
-    return np.concatenate([run(samples[start : start + BATCH]) for start in range(0, len(samples), BATCH)])
 
 
 # -- what the file says of itself
@@ -256,7 +258,7 @@ def _rewritten_parity(opened: _Opened) -> tuple[Parity, list[Check]]:
     samples = opened.samples[:PARITY_SAMPLES]
     exact = opened.torch_outputs("model", samples, "float64")
     limit, why = _float_limit(exact, opened.torch_outputs("model", samples))
-    rewritten = Quantized(opened.inputs["unquantized"].path, opened.folder, samples, BATCH)
+    rewritten = Quantized(opened.inputs["unquantized"].path, opened.folder, samples, opened.batch)
     if (unknown := rewritten.unknown()) is not None:
         return Parity(rewritten.reference, None, unknown), [Check("float file equals torch", None, unknown)]
     apart = float(np.abs(rewritten.clean - exact).max())

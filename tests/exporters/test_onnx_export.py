@@ -73,10 +73,12 @@ def test_what_a_file_says_of_itself(digits: Digits) -> None:
 
 
 def test_the_folder_is_what_transformers_reads(digits: Digits) -> None:
-    from transformers import AutoConfig, AutoImageProcessor
+    from transformers import AutoConfig, AutoImageProcessor, __version__
 
     folder = digits.onnx("vit").path
     assert AutoConfig.from_pretrained(folder).id2label == {index: str(index) for index in range(10)}
+    if int(__version__.partition(".")[0]) >= 5:
+        pytest.importorskip("torchvision")  # image processors need it from transformers 5 on
     processor = AutoImageProcessor.from_pretrained(folder)
     pixels = np.random.default_rng(0).integers(0, 256, (1, 8, 8), dtype=np.uint8)
     processed = processor(pixels, input_data_format="channels_first", return_tensors="np")["pixel_values"][0]
@@ -89,9 +91,7 @@ def test_layers_are_named_by_module_and_nothing_else_is_named(digits: Digits) ->
         modules = dict(loading.load(digits.torch(family).path).named_modules())
         named = [node for node in graph.node if node.name]
         assert {type(modules[node.name]).__name__ for node in named} <= {"Conv2d", "Linear"}
-        weighty = {
-            name for name, module in modules.items() if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)
-        }
+        weighty = {name for name, module in modules.items() if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)}
         assert {node.name for node in named} == weighty
 
 
@@ -121,8 +121,15 @@ QUANTIZERS: dict[str, Quantizer] = {
 }
 
 
-@pytest.mark.parametrize("scheme", QUANTIZERS)
-@pytest.mark.parametrize("family", EVERY)
+FAST = (("resnet", "int4-8"), ("vit", "int4-32"), ("vit", "int8"))
+MATRIX = [
+    pytest.param(family, scheme, marks=() if (family, scheme) in FAST else pytest.mark.slow)
+    for family in ("resnet", "vit", "convnext", "mobilenet_v2")
+    for scheme in QUANTIZERS
+]
+
+
+@pytest.mark.parametrize(("family", "scheme"), MATRIX)
 def test_the_quantizers_own_integers_are_written(digits: Digits, tmp_path: Path, family: str, scheme: str) -> None:
     QUANTIZERS[scheme].quantize(digits.torch(family), digits.job(tmp_path / "torch"))
     facts = Onnx().export(digits.artifact(tmp_path / "torch", "torch"), digits.job(tmp_path / "onnx"))
@@ -143,7 +150,7 @@ def test_the_quantizers_own_integers_are_written(digits: Digits, tmp_path: Path,
     (found,) = session.run(None, {"pixel_values": images(digits, 8).numpy()})
     with torch.no_grad():
         expected = loading.load(tmp_path / "torch")(images(digits, 8)).logits.numpy()
-    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
 
 
 def test_packing_against_the_formula_of_the_operator() -> None:
