@@ -174,7 +174,11 @@ def find(word: str) -> list[Entry]:
 @cache
 def schema() -> dict[str, Any]:
     """The JSON schema of a pipeline file, for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Pipeline.model_json_schema()}
+    found = Pipeline.model_json_schema()
+    for definition in found["$defs"].values():
+        if "architecture" in definition["properties"]:
+            definition["additionalProperties"] = True  # the family's fields may stand beside it
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
 
 
 def _parts() -> list[Entry]:

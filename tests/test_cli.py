@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from typer.testing import CliRunner, Result
 
 from edgeforge import __version__, catalog, cli
+from edgeforge.core.document import Document
 from edgeforge.core.errors import (
     BudgetError,
     ConfigurationError,
@@ -29,7 +31,17 @@ from edgeforge.core.errors import (
 )
 
 QUICKSTART = Path(__file__).parent.parent / "pipelines" / "quickstart.yaml"
-HEAVY = ("torch", "transformers", "accelerate", "torch_pruning", "onnx", "onnxruntime", "coremltools", "datasets", "timm")
+HEAVY = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "torch_pruning",
+    "onnx",
+    "onnxruntime",
+    "coremltools",
+    "datasets",
+    "timm",
+)
 
 SMALL = """\
 name: small
@@ -134,7 +146,9 @@ def test_a_mistake_in_the_file_names_the_line() -> None:
     Path("small.yaml").write_text(SMALL.replace("epochs", "epoch"), encoding="utf-8")
     done = process("run", "small.yaml")
     assert done.returncode == 2
-    assert done.stderr.startswith("error small.yaml:5 stages[0].epoch: unknown key 'epoch'; perhaps you meant 'epochs'?")
+    assert done.stderr.startswith(
+        "error small.yaml:5 stages[0].epoch: unknown key 'epoch'; perhaps you meant 'epochs'?"
+    )
     assert "Traceback" not in done.stderr
 
 
@@ -166,7 +180,9 @@ def test_mistakes_on_the_command_line(arguments: list[str], code: int) -> None:
     assert result.exception is None or isinstance(result.exception, SystemExit)
 
 
-def test_a_defect_leaves_its_traceback_in_a_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_defect_leaves_its_traceback_in_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def breaks(*_: Any, **__: Any) -> None:
         raise KeyError("oops")
 
@@ -215,7 +231,9 @@ def test_a_real_interrupt_loses_nothing(tmp_path: Path) -> None:
 # -- terminals
 
 
-@pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}, {"COLUMNS": "20"}, {"PYTHONIOENCODING": "ascii"}, {"TERM": "dumb"}])
+@pytest.mark.parametrize(
+    "variables", [{}, {"NO_COLOR": "1"}, {"COLUMNS": "20"}, {"PYTHONIOENCODING": "ascii"}, {"TERM": "dumb"}]
+)
 def test_any_terminal_will_do(variables: dict[str, str]) -> None:
     done = process("explain", "train", **variables)
     assert done.returncode == 0, done.stderr
@@ -280,11 +298,10 @@ def test_explain_everything_names_every_kind() -> None:
 
 
 def test_schema_accepts_the_shipped_pipelines_and_refuses_typing_errors() -> None:
-    jsonschema = pytest.importorskip("jsonschema")
-    import yaml
-
     schema = json.loads(edgeforge("schema").output)
-    pipeline = yaml.safe_load(SMALL)
+    for path in QUICKSTART.parent.glob("*.yaml"):
+        jsonschema.validate(Document(path.read_bytes(), str(path)).data, schema)
+    pipeline = Document(SMALL.encode(), "small.yaml").data
     jsonschema.validate(pipeline, schema)
     pipeline["stages"][0]["epoch"] = 1
     with pytest.raises(jsonschema.ValidationError):

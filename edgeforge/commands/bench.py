@@ -71,12 +71,12 @@ def measure(folder: Path, *, threads: int, console: Console) -> dict[str, Mappin
 
 def show(found: Mapping[str, Mapping[str, Any]], console: Console) -> None:
     """One line per file."""
-    columns = ("file", "latency", "95 % interval", "load", "peak memory", "against the baseline")
+    columns = ("file", "latency", "95 % interval", "load", "peak memory", "speed")
     table = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name, facts in found.items():
         rows = {row.metric: row for row in map(MeasurementRow.model_validate, facts["measurements"])}
         if not rows:
-            table.add_row(name, text.NONE, str(facts["reason"]))
+            table.add_row(name, *[text.NONE] * 4)
             continue
         latency, peak = rows["latency_ms"], rows["peak_rss_mb"]
         compared = LatencyComparison.model_validate(facts["latency"]) if facts["latency"] else None
@@ -89,6 +89,9 @@ def show(found: Mapping[str, Mapping[str, Any]], console: Console) -> None:
             text.speed(compared) if compared else "",
         )
     console.print(table)
+    for name, facts in found.items():
+        if facts.get("reason"):
+            console.print(f"[yellow]{name}[/yellow]: {escape(facts['reason'])}", highlight=False)
 
 
 def _artifact(folder: Path, row: ArtifactRow) -> Artifact:

@@ -49,14 +49,14 @@ def _machine(console: Console) -> None:
 
 
 def _libraries() -> Table:
-    table = Table("extra", "libraries", "", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table("extra", "", "libraries", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for extra in ["", *sorted(_extras())]:
         parts = [(item, _installed(item.name)) for item in _requirements(extra)]
         bad = [item for item, found in parts if found is None or not item.specifier.contains(found, prereleases=True)]
         said = ", ".join(f"{item.name} {found or 'absent'}" for item, found in parts)
         wanted = f"edgeforge[{extra}]" if extra else "edgeforge"
         verdict = f"[yellow]pip install '{escape(wanted)}'[/yellow]" if bad else "[green]ok[/green]"
-        table.add_row(extra or "(base)", escape(said), verdict)
+        table.add_row(extra or "(base)", verdict, escape(said))
     return table
 
 

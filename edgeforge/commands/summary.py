@@ -56,8 +56,9 @@ def show(report: Report, folder: Path, console: Console) -> None:
     console.print()
     console.print(table)
     for row in report.artifacts:
-        if row.reason:
-            console.print(f"[yellow]{row.name}[/yellow]: {escape(row.reason)}", highlight=False)
+        reason = row.reason or row.metrics_reason
+        if reason:
+            console.print(f"[yellow]{row.name}[/yellow]: {escape(reason)}", highlight=False)
     for budget in report.budgets:
         if not budget.passed:
             value, limit = text.budget_numbers(budget)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from edgeforge.core.errors import DataError, ModelError
 from edgeforge.core.kinds import OneOf
@@ -34,20 +34,21 @@ class Augment(Spec):
     flip: bool = Field(default=False, description="Mirror every second image, at random, left to right.")
 
 
+_OneForAll = BeforeValidator(
+    lambda value: (value,) if isinstance(value, int | float) else value,
+    json_schema_input_type=float | tuple[float, ...],
+)
+
+
 class Normalize(Spec):
     """(value - mean) / std, for values scaled to [0, 1]. One number serves all channels."""
 
-    mean: tuple[float, ...] = Field(default=(0.5,), min_length=1, description="Per channel, or one for all.")
-    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+    mean: Annotated[tuple[float, ...], _OneForAll] = Field(
         default=(0.5,), min_length=1, description="Per channel, or one for all."
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _single_numbers(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return {key: (item,) if isinstance(item, int | float) else item for key, item in value.items()}
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], _OneForAll] = Field(
+        default=(0.5,), min_length=1, description="Per channel, or one for all."
+    )
 
 
 class ImageClassification(Task):
