@@ -62,8 +62,8 @@ class Int4Weights(Quantizer):
                 "ONNX has no palettes", where="quantize.method", remedy="use method: linear, or export to coreml"
             )
         return (
-            "int4_weights makes ONNX convolutions smaller but slower (0.3 to 0.5 times the speed of float32); only "
-            "matrix products (transformers) gain, and large ones most. For CNNs use int8_static"
+            "int4_weights makes ONNX convolutions smaller but slower than float32; only matrix products "
+            "(transformers) gain, and large ones most. For CNNs use int8_static"
         )
 
     def quantize(self, model: Artifact, job: Job) -> Mapping[str, Any]:

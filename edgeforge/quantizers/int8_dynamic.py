@@ -38,8 +38,8 @@ class Int8Dynamic(Quantizer):
 
     def advice(self, export: str) -> str | None:
         return (
-            "int8_dynamic quantizes matrix products only, since ONNX Runtime's dynamic convolutions run at 0.1 to 0.2 "
-            "times the speed of float32: convolutional networks stay nearly as large. For those use int8_static"
+            "int8_dynamic quantizes matrix products only, since ONNX Runtime's dynamic convolutions are far "
+            "slower than float32: convolutional networks stay nearly as large. For those use int8_static"
         )
 
     def quantize(self, model: Artifact, job: Job) -> Mapping[str, Any]:

@@ -37,7 +37,7 @@ class Int8Weights(Quantizer):
         if export != "onnx":
             return None
         return (
-            "int8_weights makes ONNX files smaller but convolutions slower (0.45 to 0.8 times the speed of float32): "
+            "int8_weights makes ONNX files smaller but convolutions slower than in float32: "
             "the weights are multiplied out at every run; int8_static or int8_dynamic is as small and faster"
         )
 
