@@ -80,6 +80,7 @@ class _Builder:
         self.pipeline = pipeline
         self.plan = Plan(pipeline)
         self.task_digest = pipeline.task.digest()
+        self.task_modules = _modules(pipeline.task)
 
     # -- steps and keys
 
@@ -102,7 +103,7 @@ class _Builder:
                 "parents": dict(parents),
                 "task": self.task_digest,
                 "seed": self.pipeline.seed,
-                "sources": {module: source_digest(module) for module in sorted(_modules(stage) | _modules(self.pipeline.task))},
+                "sources": {module: source_digest(module) for module in sorted(_modules(stage) | self.task_modules)},
                 "libraries": {name: version(name) for name in sorted(_libraries(stage))},
             }
         )

@@ -1,7 +1,7 @@
 """Run a pipeline again and again, killing it at random points, until it ends; print the digest of every artifact.
 
-A process of its own: it imports what a run needs once, then forks a child for each attempt, so that an attempt costs its
-work and not its imports. `python tests/killing.py PIPELINE STORE OUT KILLS SEED` prints one JSON object.
+A process of its own: it imports what a run needs once, then forks a child for each attempt, so that an attempt costs
+its work and not its imports. `python tests/killing.py PIPELINE STORE OUT KILLS SEED` prints one JSON object.
 """
 
 from __future__ import annotations

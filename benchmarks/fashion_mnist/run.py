@@ -34,6 +34,8 @@ from edgeforge.run import execute
 from edgeforge.store import Store
 
 EPOCHS, SHORT_EPOCHS = 6, 2
+SHALLOW = [0, 1, 2, 3, 4]
+"""Blocks that the shallow chain keeps: all but the last, which holds half of the teacher's weights."""
 RECIPE = {"batch_size": 128, "optimizer": "sgd", "learning_rate": 0.05, "weight_decay": 5e-4}
 TAUGHT = [{"kind": "soft_targets", "temperature": 4, "weight": 0.9}, {"kind": "hard_labels", "weight": 0.1}]
 LABELS = [{"kind": "hard_labels"}]
@@ -46,10 +48,16 @@ WIDTHS = {
     "p5": ((16, 48, 96), (16, 32, 48)),
     "p6": ((16, 32, 64), (16, 16, 32)),
 }
-GOAL = "p4"
+GOAL = "p3"
 FULL = (48, 96, 240)
 INT8 = {"name": "int8", "quantize": {"kind": "int8_static", "samples": 512}, "export": {"kind": "onnx"}, "devices": []}
 FP32 = {"name": "fp32", "export": {"kind": "onnx"}, "devices": []}
+
+
+def shallow() -> dict[str, Any]:
+    """The teacher without its last block, taught by the whole one."""
+    student = {"kind": "layers", "keep": SHALLOW}
+    return {"kind": "distill", **RECIPE, "epochs": SHORT_EPOCHS, "student": student, "losses": TAUGHT}
 
 
 def structure(widths: tuple[tuple[int, ...], tuple[int, ...]]) -> dict[str, Any]:
@@ -68,9 +76,17 @@ def _ratio(full: int, kept: int) -> float:
 
 
 def prune(
-    widths: str, losses: list[dict[str, Any]], *, criterion: str = "magnitude", epochs: int = EPOCHS
+    widths: str,
+    losses: list[dict[str, Any]],
+    *,
+    criterion: str = "magnitude",
+    epochs: int = EPOCHS,
+    teacher: str | None = None,
 ) -> dict[str, Any]:
-    recover = {**RECIPE, "epochs": epochs, "losses": losses}
+    """Prune the chain's model and train it on `losses`, `teacher` naming the stage whose model teaches."""
+    recover: dict[str, Any] = {**RECIPE, "epochs": epochs, "losses": losses}
+    if teacher is not None:
+        recover["teacher"] = {"kind": "model", "stage": teacher}
     return {
         "kind": "prune",
         "structure": structure(WIDTHS[widths]),
@@ -98,6 +114,8 @@ def rows() -> dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
     found = {"quantize": ([], [INT8, {**INT8, "name": "int4", "quantize": "int4_weights"}])}
     for widths in WIDTHS:
         found[f"chain-{widths}"] = ([prune(widths, TAUGHT)], [INT8])
+    for widths in ("p2", "p3"):
+        found[f"shallow-{widths}"] = ([shallow(), prune(widths, TAUGHT, teacher="model")], [INT8])
     found["chain-without-distillation"] = ([prune(GOAL, LABELS)], [INT8])
     found["distill-alone"] = ([distill(small, TAUGHT)], [FP32])
     found["labels-alone"] = ([distill(small, LABELS)], [FP32])

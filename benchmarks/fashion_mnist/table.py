@@ -164,6 +164,7 @@ def draw(path: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True)
     series = {
         "chain, INT8": [(f"chain-{widths}", "int8") for widths in WIDTHS],
+        "chain without the last block, INT8": [("shallow-p2", "int8"), ("shallow-p3", "int8")],
         "quantization alone": [("quantize", "int8"), ("quantize", "int4")],
         "distillation alone": [("distill-alone", "fp32")],
         "labels alone": [("labels-alone", "fp32")],
@@ -174,6 +175,7 @@ def draw(path: Path) -> None:
             points = [(collected(*name)[key], collected(*name)["lost"]) for name in names]
             whole = [(statistics.mean(x), statistics.mean(y)) for x, y in points if x and y]
             style = "o-" if label.startswith("chain") else "s"
+            whole.sort()
             if whole:
                 axis.plot(*zip(*whole, strict=True), style, label=label)
         axis.set_xlabel(title)
