@@ -94,9 +94,10 @@ def _fold_stem(model: onnx.ModelProto, shapes: Mapping[str, tuple[int | None, ..
             continue
         kernel, pads = folded
         tensors[decoder.input[0]].CopyFrom(numpy_helper.from_array(kernel, decoder.input[0]))
-        squares = helper.make_node("SpaceToDepth", [quantize.output[0]], [f"{image}_squares"], blocksize=2)
-        dequantize.input[0] = squares.output[0]
-        model.graph.node.insert(list(model.graph.node).index(dequantize), squares)
+        # In float, before quantization: older runtimes have no SpaceToDepth for integers.
+        squares = helper.make_node("SpaceToDepth", [image], [f"{image}_squares"], blocksize=2)
+        quantize.input[0] = squares.output[0]
+        model.graph.node.insert(list(model.graph.node).index(quantize), squares)
         conv.ClearField("attribute")
         conv.attribute.extend(
             [helper.make_attribute("kernel_shape", kernel.shape[2:]), helper.make_attribute("pads", pads)]

@@ -111,7 +111,6 @@ def wrong_values(file: onnx.ModelProto, grids: Grids) -> str | None:
     """The first quantized value whose scale and zero point are not those recorded, in words; None where all are."""
     constants = onnx_graph.initializers(file)
     quantizers = {node.output[0]: node for node in file.graph.node if node.op_type == "QuantizeLinear"}
-    producers = {name: node for node in file.graph.node for name in node.output}
     found = Counter(_numbers(node, constants) for node in quantizers.values())
     wanted = Counter(
         (float(grid.scale), int(grid.zero_point), str(grid.zero_point.dtype)) for grid in grids.values.values()
@@ -125,10 +124,8 @@ def wrong_values(file: onnx.ModelProto, grids: Grids) -> str | None:
     for node in file.graph.node:
         if node.op_type != "DequantizeLinear" or node.input[0] in constants:
             continue
-        source = node.input[0]
-        if source not in quantizers:  # SpaceToDepth may move the integers in between
-            source = producers[source].input[0]
-        if source not in quantizers or _numbers(quantizers[source], constants) != _numbers(node, constants):
+        quantizer = quantizers.get(node.input[0])
+        if quantizer is None or _numbers(quantizer, constants) != _numbers(node, constants):
             return f"the value {node.input[0]} is quantized with other numbers than it is dequantized with"
     return None
 

@@ -249,8 +249,8 @@ def test_other_stems_stay_as_they_are(channels: int, height: int, attributes: di
 
 def test_the_stem_of_the_file_is_folded(digits: Digits, tmp_path: Path) -> None:
     model, _ = quantized(digits, Int8Static(), tmp_path)
-    assert [node.op_type for node in model.graph.node if node.input[0] == "pixel_values"] == ["QuantizeLinear"]
-    assert "SpaceToDepth" in {node.op_type for node in model.graph.node}
+    # On floats, which every version of the runtime can do; on integers only newer ones can.
+    assert [node.op_type for node in model.graph.node if node.input[0] == "pixel_values"] == ["SpaceToDepth"]
 
 
 def test_means_over_other_axes_stay_means() -> None:
@@ -289,7 +289,7 @@ def test_dynamic_quantizes_products_only(digits: Digits, tmp_path: Path) -> None
 
 
 def test_dynamic_says_what_it_does_not_do(digits: Digits, tmp_path: Path) -> None:
-    assert "0.1 to 0.2 times" in str(Int8Dynamic().advice("onnx"))
+    assert "convolutions are far slower" in (Int8Dynamic().advice("onnx") or "")
     _, facts = quantized(digits, Int8Dynamic(), tmp_path)
     assert facts["quantized"] == ["classifier.1"]
     assert facts["coverage_percent"] < 2
