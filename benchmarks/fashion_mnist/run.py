@@ -195,14 +195,20 @@ def latency(options: argparse.Namespace) -> None:
             inputs=inputs,
             threads=1,
             samples=60,
-            starts=1,
+            starts=dict.fromkeys(folders, 0),
             warmup=5,
             min_sample_ms=5,
             seed=options.seed,
         )
         timings = Local().measure(workload, TerminalWatcher(Console()))
     teacher = timings.latency_ms["teacher"]
-    result: dict[str, Any] = {"row": "latency", "seed": options.seed, "conditions": timings.conditions, "files": {}}
+    result: dict[str, Any] = {
+        "row": "latency",
+        "seed": options.seed,
+        "waiting_share": timings.waiting_share,
+        "conditions": timings.conditions,
+        "files": {},
+    }
     for name, samples in timings.latency_ms.items():
         ratios = [before / after for before, after in zip(teacher, samples, strict=True)]
         result["files"][name] = {

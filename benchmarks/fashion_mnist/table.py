@@ -222,8 +222,8 @@ def main() -> None:
             "shuffled rounds of one process. Means over the seeds with 95 % intervals (t).",
             "",
             f"Recovery and students: {EPOCHS} epochs. `chain` rows prune by magnitude, recover with the teacher's soft "
-            "targets, and quantize to INT8; `shallow` rows first drop the teacher's last block and let the whole teacher "
-            f"teach the rest for {SHORT_EPOCHS} epochs; the `alone` rows are fp32 files of about the size of "
+            "targets, and quantize to INT8; `shallow` rows first drop the teacher's last block and let the whole "
+            f"teacher teach the rest for {SHORT_EPOCHS} epochs; the `alone` rows are fp32 files of about the size of "
             f"`chain-{GOAL}.int8`. p1 to p6 are widths, from light to heavy pruning (`WIDTHS` in run.py).",
             "",
             "## Teachers",
