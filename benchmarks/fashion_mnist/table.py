@@ -1,6 +1,6 @@
 """Draw README.md's table and curve.svg from the raw rows: means over the seeds with 95 % intervals (Student's t).
 
-python benchmarks/fashion_mnist/table.py
+pip install -e '.[bench]' && python benchmarks/fashion_mnist/table.py
 """
 
 from __future__ import annotations
