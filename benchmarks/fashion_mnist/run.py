@@ -4,34 +4,19 @@ Every row is a pipeline that `edgeforge run` could run; its raw result is rows/<
 is not made again, and one that was killed goes on from its checkpoint. Latency is measured last, of all files of a seed
 in one run on an otherwise idle machine. Train the teachers first (teacher.py); table.py draws the table.
 
-    python benchmarks/fashion_mnist/run.py --seed 0 --data data/fashion_mnist.npz --work data/fashion-bench
-    python benchmarks/fashion_mnist/run.py --seed 0 ... --latency
+    python -m benchmarks.fashion_mnist.run --seed 0 --data data/fashion_mnist.npz --work data/fashion-bench
+    python -m benchmarks.fashion_mnist.run --seed 0 ... --latency
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
-import time
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import yaml
-from rich.console import Console
-from teacher import ROWS, task
-
+from benchmarks.fashion_mnist.teacher import ROWS, task
+from benchmarks.measuring import arguments, race, read_row, run_pipeline, write_row
 from edgeforge.core.artifact import digest_files, hash_folder
-from edgeforge.core.measurement import bootstrap_median
-from edgeforge.environment import describe
-from edgeforge.links import Subject, Workload
-from edgeforge.links.local import Local
-from edgeforge.pipeline import parse
-from edgeforge.plan import build
-from edgeforge.progress import TerminalWatcher
-from edgeforge.run import execute
-from edgeforge.store import Store
+from edgeforge.links import Subject
 
 EPOCHS, SHORT_EPOCHS = 6, 2
 SHALLOW = [0, 1, 2, 3, 4]
@@ -142,7 +127,7 @@ def teacher_digest(options: argparse.Namespace) -> str:
     """The digest of the seed's teacher. All rows of a seed are of one teacher: another machine may train another."""
     digest = digest_files(hash_folder(options.work / f"teacher-seed{options.seed}"))
     for path in ROWS.glob(f"*-seed{options.seed}.json"):
-        made_with = json.loads(path.read_text(encoding="utf-8")).get("teacher", digest)
+        made_with = (read_row(path) or {}).get("teacher", digest)
         if made_with != digest:
             raise SystemExit(f"{path.name} was made with another teacher; remove the rows of this seed and start anew")
     return digest
@@ -155,80 +140,26 @@ def make(name: str, options: argparse.Namespace) -> None:
         return
     digest = teacher_digest(options)
     source = pipeline(name, options.seed, options)
-    plan = build(parse(yaml.safe_dump(source).encode(), path.name))
-    watcher = TerminalWatcher(Console())
-    began = time.monotonic()
-    outcome = execute(plan, Store(options.work / "store"), options.work / "runs" / source["name"], watcher=watcher)
-    if outcome.error is not None:
-        raise outcome.error
-    report = json.loads(outcome.report.to_json())
+    found = run_pipeline(source, options.work)
     source["model"]["path"], source["task"]["data"]["path"] = f"teacher-seed{options.seed}", "fashion_mnist.npz"
-    result = {
-        "row": name,
-        "seed": options.seed,
-        "teacher": digest,
-        "epochs": EPOCHS,
-        "seconds_since_last_start": round(time.monotonic() - began, 1),
-        "pipeline": source,
-        "stages": report["stages"],
-        "artifacts": report["artifacts"],
-        "environment": report["environment"],
-    }
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"wrote {path.name}", flush=True)
+    row = {"row": name, "seed": options.seed, "teacher": digest, "epochs": EPOCHS, "pipeline": source}
+    write_row(path, {**row, **found})
 
 
 def latency(options: argparse.Namespace) -> None:
-    """Every file of a seed against its teacher's fp32 file, in one process, in shuffled rounds."""
+    """Every file of a seed against its teacher's fp32 file."""
     folders = {}
     for name in rows():
         for file in sorted((options.work / "runs" / f"{name}-seed{options.seed}" / "artifacts").glob("*")):
             if file.name != "baseline" or name == "quantize":
-                folders["teacher" if file.name == "baseline" else f"{name}.{file.name}"] = file
-    data = task(options.data).open()
-    with tempfile.TemporaryDirectory() as scratch:
-        inputs = Path(scratch) / "inputs.npy"
-        np.save(inputs, data.batch("test", range(16))["pixel_values"].numpy())
-        workload = Workload(
-            subjects={name: Subject(runtime="onnxruntime", folder=folder) for name, folder in folders.items()},
-            input_name="pixel_values",
-            inputs=inputs,
-            threads=1,
-            samples=60,
-            starts=dict.fromkeys(folders, 0),
-            warmup=5,
-            min_sample_ms=5,
-            seed=options.seed,
-        )
-        timings = Local().measure(workload, TerminalWatcher(Console()))
-    teacher = timings.latency_ms["teacher"]
-    result: dict[str, Any] = {
-        "row": "latency",
-        "seed": options.seed,
-        "waiting_share": timings.waiting_share,
-        "conditions": timings.conditions,
-        "files": {},
-    }
-    for name, samples in timings.latency_ms.items():
-        ratios = [before / after for before, after in zip(teacher, samples, strict=True)]
-        result["files"][name] = {
-            "median_ms": float(np.median(samples)),
-            "ratio": float(np.median(ratios)),
-            "ci95": bootstrap_median(ratios),
-            "samples_ms": [round(value, 6) for value in samples],
-        }
-    result["environment"] = describe()
-    (ROWS / f"latency-seed{options.seed}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+                row = "teacher" if file.name == "baseline" else f"{name}.{file.name}"
+                folders[row] = Subject(runtime="onnxruntime", folder=file)
+    found = race(folders, task(options.data).open(), options.seed)
+    write_row(ROWS / f"latency-seed{options.seed}.json", found)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--only", help="one row")
-    parser.add_argument("--latency", action="store_true", help="measure the files that are there")
-    options = parser.parse_args()
+    options = arguments(__doc__).parse_args()
     if options.latency:
         latency(options)
         return

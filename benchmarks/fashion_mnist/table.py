@@ -1,29 +1,24 @@
 """Draw README.md's table and curve.svg from the raw rows: means over the seeds with 95 % intervals (Student's t).
 
-pip install -e '.[bench]' && python benchmarks/fashion_mnist/table.py
+pip install -e '.[bench]' && python -m benchmarks.fashion_mnist.table
 """
 
 from __future__ import annotations
 
-import json
-import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from run import EPOCHS, GOAL, SHORT_EPOCHS, WIDTHS, rows
+from benchmarks.fashion_mnist.run import EPOCHS, GOAL, SHORT_EPOCHS, WIDTHS, rows
+from benchmarks.measuring import SEEDS, mean, put_between, read_row
 
 HERE = Path(__file__).parent
-SEEDS = (0, 1, 2)
-T975 = {2: 12.706, 3: 4.303}
-"""97.5 % points of Student's t for the mean of 2 and 3 values."""
 
 
 def row(name: str, seed: int) -> dict[str, Any] | None:
     """A raw row, or None where it was not made yet."""
-    path = HERE / "rows" / f"{name}-seed{seed}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_row(HERE / "rows" / f"{name}-seed{seed}.json")
 
 
 def file_of(name: str, target: str, seed: int) -> dict[str, Any] | None:
@@ -31,20 +26,6 @@ def file_of(name: str, target: str, seed: int) -> dict[str, Any] | None:
     found = row(name, seed)
     entries = found["artifacts"] if found else []
     return next((entry for entry in entries if entry["name"] == target), None)
-
-
-def mean(values: Sequence[float]) -> str:
-    """``12.3 ±0.4``; a single value has no interval."""
-    if not values:
-        return "missing"
-    if len(values) == 1:
-        return f"{values[0]:.2f} (1 seed)"
-    return f"{statistics.mean(values):.2f} ±{interval(values):.2f}" + ("" if len(values) == 3 else " (2 seeds)")
-
-
-def interval(values: Sequence[float]) -> float:
-    """Half the 95 % interval of the mean."""
-    return T975[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def collected(name: str, target: str) -> dict[str, list[float]]:
@@ -188,9 +169,6 @@ def draw(path: Path) -> None:
 
 def into_readme(made: int, whole: int) -> None:
     """The main results, between the marks in the project's README."""
-    path = HERE.parent.parent / "README.md"
-    before, opening, rest = path.read_text(encoding="utf-8").partition("<!-- measured: fashion_mnist -->\n")
-    _, closing, after = rest.partition("<!-- end of measured -->")
     names = ["quantize.int8", "distill-alone.fp32", "prune-alone.fp32", f"chain-{GOAL}.int8"]
     names += ["shallow-p2.int8", "shallow-p3.int8"]
     lines = list(table())
@@ -203,7 +181,7 @@ def into_readme(made: int, whole: int) -> None:
         *(line for line in lines[2:] if line.split()[1] in names),
         "",
     ]
-    path.write_text(before + opening + "\n".join(block) + closing + after, encoding="utf-8")
+    put_between(HERE.parent.parent / "README.md", "fashion_mnist", block)
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 The teacher is a folder that every other row reads as {kind: pretrained}, so that all rows of a seed have one teacher
 whatever changes in EdgeForge between them. Interrupted, it goes on from its checkpoint when run again.
 
-    python benchmarks/fashion_mnist/teacher.py --seed 0 --data data/fashion_mnist.npz --work data/fashion-bench
+    python -m benchmarks.fashion_mnist.teacher --seed 0 --data data/fashion_mnist.npz --work data/fashion-bench
 """
 
 from __future__ import annotations

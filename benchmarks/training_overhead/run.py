@@ -33,12 +33,13 @@ def edgeforge_loop(data: str) -> float:
     from edgeforge.core.stage import Job
     from edgeforge.losses.hard_labels import HardLabels
     from edgeforge.training.loop import fit
+    from edgeforge.training.objective import Trainee
 
     model, task = _model_and_task(data)
     recipe = _recipe()
     job = Job(task, Path(tempfile.mkdtemp()), 0, functools.cache(Accelerator), _Silent())
     began = time.process_time()
-    fit(model, recipe, [HardLabels()], teacher=None, job=job)
+    fit(Trainee(model, [HardLabels()], None), recipe, data=job.data, job=job)
     return time.process_time() - began
 
 
