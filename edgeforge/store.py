@@ -132,7 +132,7 @@ class Store:
             seconds=seconds,
         )
         manifest = {name: value for name, value in asdict(artifact).items() if name != "path"}
-        text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
+        text = json.dumps(manifest, indent=1, allow_nan=False)
         (draft.path / MANIFEST).write_text(text, encoding="utf-8")
         for name in [*files, MANIFEST]:
             _flush(draft.path / name)

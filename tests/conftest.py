@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
 from edgeforge.core.artifact import Artifact, digest_files, hash_folder
 from edgeforge.core.stage import Job
-from edgeforge.core.task import Interface
+from edgeforge.core.task import Input, Interface, Pixels, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,16 +33,29 @@ TINY: dict[str, dict[str, Any]] = {
 """The fields of each family's tiny model; all take 16x16 images and have under 50,000 parameters."""
 
 
+TINY_TEXT: dict[str, dict[str, Any]] = {
+    "bert": {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48},
+    "distilbert": {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48},
+    "roberta": {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48},
+    "electra": {
+        "embedding_size": 16,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+    },
+}
+"""The same for families that read texts, for the task of the `mails` fixture."""
+
+
 @pytest.fixture
 def tiny_interface() -> Interface:
     """One-channel 16x16 images, four labels."""
     return Interface(
-        input_name="image",
-        input_shape=(1, 16, 16),
+        inputs=(Input("pixel_values", (1, 16, 16)),),
         output_name="logits",
         labels=("north", "east", "south", "west"),
-        mean=(0.5,),
-        std=(0.25,),
+        pixels=Pixels((0.5,), (0.25,)),
     )
 
 
@@ -68,7 +83,7 @@ def tiny_model(tiny_interface: Interface) -> Callable[[str], PreTrainedModel]:
             momenta = [norm.momentum for norm in norms]
             for norm in norms:
                 norm.momentum = 1.0
-            model.train()(torch.randn(32, *tiny_interface.input_shape))
+            model.train()(torch.randn(32, *tiny_interface.image_shape))
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
         return model.eval()
@@ -95,20 +110,32 @@ class Notes:
         self.warnings.append(message)
 
 
+def accelerator() -> Any:
+    """Of one process, on the CPU."""
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=True)
+
+
 class Digits:
     """The real task on the digits that ship with scikit-learn, and artifacts of tiny models for it, made once."""
 
+    tiny: ClassVar[Mapping[str, dict[str, Any]]] = TINY
+
     def __init__(self, root: Path) -> None:
+        self.root = root
+        self.task: Task = self.make_task()
+        self.data = self.task.open()
+        self.made: dict[str, Artifact] = {}
+
+    def make_task(self) -> Task:
         from edgeforge.tasks.image_classification import ImageClassification
 
-        self.task = ImageClassification()
-        self.data = self.task.open()
-        self.root = root
-        self.made: dict[str, Artifact] = {}
+        return ImageClassification()
 
     def job(self, folder: Path) -> Job:
         folder.mkdir(parents=True, exist_ok=True)
-        return Job(self.task, folder, 0, None, Notes())  # type: ignore[arg-type]
+        return Job(self.task, folder, 0, accelerator, Notes())
 
     def artifact(self, folder: Path, format: str, facts: Mapping[str, Any] | None = None) -> Artifact:
         """What is in `folder`, as if it were sealed."""
@@ -118,18 +145,19 @@ class Digits:
     def torch(self, family: str) -> Artifact:
         """The family's tiny model, its weights random and its batch statistics those of real images."""
         import torch
-        from transformers import AutoModelForImageClassification
+        import transformers
 
         from edgeforge.architectures import Architecture
         from edgeforge.core.kinds import discover
+        from edgeforge.core.task import model_inputs
         from edgeforge.models import loading
 
         if f"{family}.torch" not in self.made:
             cls = discover("edgeforge.architectures", Architecture)[family]
-            config = cls.model_validate({"kind": family, **TINY[family]}).config(self.data.interface)
+            config = cls.model_validate({"kind": family, **self.tiny[family]}).config(self.data.interface)
             with torch.random.fork_rng():
                 torch.manual_seed(0)
-                model = AutoModelForImageClassification.from_config(config).float()
+                model = getattr(transformers, self.task.auto_class).from_config(config).float()
                 norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
                 for norm in norms:
                     norm.momentum = None
@@ -137,11 +165,12 @@ class Digits:
                     norm.bias.data.normal_(0, 0.3)
                 model.train()
                 with torch.no_grad():
-                    model(self.data.batch("train", range(256))["pixel_values"])
+                    model(**model_inputs(self.data.batch("train", range(min(256, self.data.size("train"))))))
             for norm in norms:
                 norm.momentum = 0.1
             folder = self.root / f"{family}.torch"
             loading.save(model.eval(), folder)
+            self.data.write_reader(folder)
             self.made[f"{family}.torch"] = self.artifact(folder, "torch")
         return self.made[f"{family}.torch"]
 
@@ -160,3 +189,113 @@ class Digits:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     """Digits, and tiny models as torch and ONNX artifacts."""
     return Digits(tmp_path_factory.mktemp("digits"))
+
+
+WORDS = {
+    "ham": [
+        "meeting",
+        "project",
+        "notes",
+        "agenda",
+        "review",
+        "schedule",
+        "office",
+        "report",
+        "attached",
+        "regards",
+        "team",
+        "budget",
+    ],
+    "spam": [
+        "winner",
+        "prize",
+        "credit",
+        "cheap",
+        "offer",
+        "money",
+        "pills",
+        "lottery",
+        "urgent",
+        "click",
+        "guarantee",
+        "millions",
+    ],
+}
+UNUSED_WORDS = ["zebra", "quartz", "##ing", "##ed"]
+COMMON_WORDS = ["the", "a", "to", "of", "and", "you", "is", "in", "for", "we", "it", "on", "this", "with", "that", "at"]
+
+
+class Mails(Digits):
+    """The same for texts: short made-up mails, some without a label, and a WordPiece tokenizer for them."""
+
+    tiny = TINY_TEXT
+
+    def make_task(self) -> Task:
+        from edgeforge.data.jsonl import Jsonl
+        from edgeforge.tasks.text_classification import TextClassification
+
+        chance = random.Random(0)
+        for part, count in (("train", 300), ("test", 80)):
+            lines = []
+            for index in range(count):
+                label = ("ham", "spam")[index % 2]
+                words = chance.choices(COMMON_WORDS + WORDS[label], k=chance.randint(3, 20))
+                known = {"label": label} if part == "test" or index < 260 else {}
+                lines.append(json.dumps({"text": " ".join(words).capitalize() + ".", **known}))
+            (self.root / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_tokenizer(self.root / "tokenizer")
+        data = Jsonl(train=str(self.root / "train.jsonl"), test=str(self.root / "test.jsonl"))
+        return TextClassification(data=data, tokenizer=str(self.root / "tokenizer"), max_length=16)
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A WordPiece tokenizer like BERT's: the words above, letters, and pieces of one letter."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    letters = [*"abcdefghijklmnopqrstuvwxyz0123456789.,!?"]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*COMMON_WORDS, *WORDS["ham"], *WORDS["spam"], *UNUSED_WORDS]
+    vocabulary = list(dict.fromkeys([*special, *letters, *(f"##{letter}" for letter in letters), *words]))
+    tokenizer = Tokenizer(models.WordPiece({word: index for index, word in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", **names)
+    fast.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def mails(tmp_path_factory: pytest.TempPathFactory) -> Mails:
+    """Mails, and tiny models as torch and ONNX artifacts."""
+    return Mails(tmp_path_factory.mktemp("mails"))
+
+
+@dataclass
+class Case:
+    """One family's tiny model and the task it is for."""
+
+    bench: Digits
+    family: str
+
+    def model(self) -> PreTrainedModel:
+        """The model, the same weights at every call."""
+        from edgeforge.models import loading
+
+        return loading.load(self.bench.torch(self.family).path)
+
+    def job(self, folder: Path) -> Job:
+        """A job that works in `folder`."""
+        return self.bench.job(folder)
+
+    def batch(self, count: int = 8) -> dict[str, Any]:
+        """Test samples with their labels."""
+        return self.bench.data.batch("test", range(count))
+
+
+@pytest.fixture(params=[*sorted(TINY), *sorted(TINY_TEXT)])
+def case(request: pytest.FixtureRequest, digits: Digits, mails: Mails) -> Case:
+    """Every family in turn, of images and of texts."""
+    return Case(mails if request.param in TINY_TEXT else digits, str(request.param))

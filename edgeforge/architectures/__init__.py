@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic_core import PydanticCustomError
@@ -51,6 +51,15 @@ class Architecture(Spec):
     def stages(cls, model: PreTrainedModel) -> list[nn.Sequential | nn.ModuleList]:
         """The model's blocks in order, by stage; what a stage does between blocks is not in it."""
         raise NotImplementedError
+
+    @classmethod
+    def axes(cls, config: PretrainedConfig) -> Mapping[str, tuple[str | None, ...]]:
+        """What the axes of each weight count, by the end of its module's name; a bias counts what the first axis does.
+
+        ``hidden`` is the width between blocks, ``heads`` and ``neurons`` are a block's own, other words are widths of
+        their own; None does not change with the width. Empty where nobody has said it for this family.
+        """
+        return {}
 
     @classmethod
     def prepare(cls, model: PreTrainedModel) -> None:

@@ -39,9 +39,13 @@ def read_fields(family: type[Family], config: PretrainedConfig) -> Family:
 
 
 def interface_fields(interface: Interface) -> dict[str, Any]:
-    """What a config takes from the task: labels and input channels. `input_shape` is (C, H, W)."""
+    """What the config of a model of images takes from the task: labels and input channels."""
+    return {"num_channels": interface.image_shape[0], **label_fields(interface)}
+
+
+def label_fields(interface: Interface) -> dict[str, Any]:
+    """The labels as a config says them, both ways."""
     return {
-        "num_channels": interface.input_shape[0],
         "id2label": dict(enumerate(interface.labels)),
         "label2id": {label: index for index, label in enumerate(interface.labels)},
     }
@@ -54,7 +58,7 @@ def scale_width(width: int, multiple: float, *, divisor: int = 1) -> int:
 
 def image_size(interface: Interface) -> int | list[int]:
     """The height and width of the task's images as a config says them: one number for squares."""
-    _, height, width = interface.input_shape
+    _, height, width = interface.image_shape
     return height if height == width else [height, width]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -57,7 +58,7 @@ class Vit(Architecture):
     def config(self, interface: Interface) -> PretrainedConfig:
         from transformers import ViTConfig
 
-        _, height, width = interface.input_shape
+        _, height, width = interface.image_shape
         if height % self.patch_size or width % self.patch_size:
             fitting = [size for size in range(2, min(height, width) + 1) if height % size == 0 and width % size == 0]
             raise ModelError(
@@ -104,3 +105,17 @@ class Vit(Architecture):
     def stages(cls, model: PreTrainedModel) -> list[nn.Sequential | nn.ModuleList]:
         base = model.base_model
         return [base.encoder.layer if hasattr(base, "encoder") else base.layers]
+
+    @classmethod
+    def axes(cls, config: PretrainedConfig) -> Mapping[str, tuple[str | None, ...]]:
+        return {
+            "cls_token": (None, None, "hidden"),
+            "position_embeddings": (None, None, "hidden"),
+            "patch_embeddings.projection": ("hidden", None, None, None),
+            **dict.fromkeys(("layernorm_before", "layernorm_after", "layernorm"), ("hidden",)),
+            **dict.fromkeys(("query", "key", "value", "q_proj", "k_proj", "v_proj"), ("heads", "hidden")),
+            **dict.fromkeys(("attention.output.dense", "attention.o_proj"), ("hidden", "heads")),
+            **dict.fromkeys(("intermediate.dense", "mlp.fc1"), ("neurons", "hidden")),
+            **dict.fromkeys(("output.dense", "mlp.fc2"), ("hidden", "neurons")),
+            "classifier": (None, "hidden"),
+        }

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Format = Literal["torch", "onnx", "coreml", "gguf", "dataset", "logits", "measurements"]
+Format = Literal["torch", "onnx", "openvino", "coreml", "gguf", "dataset", "logits", "measurements"]
 
 MANIFEST = "artifact.json"
 

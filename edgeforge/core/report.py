@@ -181,8 +181,8 @@ class BenchmarkConditions(_Part):
 class MetricComparison(_Part):
     """The written file against the baseline's file, sample by sample on the test split.
 
-    `difference` is this file's accuracy minus the baseline's, `ci95` its paired interval; `agreement` is the share of
-    samples on which both predict the same label.
+    `difference` is this file's accuracy minus the baseline's, `ci95` its paired interval, both left out where another
+    metric is the headline; `agreement` is the share of samples on which both predict the same label.
     """
 
     n: int

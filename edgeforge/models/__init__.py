@@ -7,12 +7,28 @@ from typing import TYPE_CHECKING
 from edgeforge.core.spec import Spec, digest_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedModel
 
     from edgeforge.core.task import Interface, Task
 
 NOT_KINDS = frozenset(
-    {"batch_norm", "building", "folder", "footprint", "loading", "operations", "quantized_weights", "surgery"}
+    {
+        "batch_norm",
+        "building",
+        "example",
+        "folder",
+        "footprint",
+        "loading",
+        "operations",
+        "outputs",
+        "quantized_weights",
+        "surgery",
+        "tokenizer",
+        "tokenizer_settings",
+        "vocabulary",
+    }
 )
 """Files of this folder that serve the kinds and are none themselves."""
 
@@ -25,6 +41,14 @@ class Model(Spec):
     def digest(self) -> str:
         """sha256 of all that decides the model beside the task and the seed: the spec, and the content of its files."""
         return digest_of(self.model_dump(mode="json"))
+
+    def folder(self) -> Path | None:
+        """Where the model's own files lie; None for a new one. Raises ModelError."""
+        return None
+
+    def untrained(self) -> bool:
+        """Whether its answers mean nothing before it is trained."""
+        return False
 
     def build(self, task: Task, interface: Interface) -> PreTrainedModel:
         """The model in float32 on the CPU. New weights follow torch's global seed. Raises ModelError."""

@@ -1,25 +1,27 @@
-"""The Hugging Face hub: the safetensors and JSON files of a model, and nothing else of it."""
+"""The Hugging Face hub: the safetensors, JSON and tokenizer files of a model, and nothing else of it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgeforge.core.errors import EnvironmentProblem, ModelError
 from edgeforge.core.extras import require
 from edgeforge.models.folder import CONFIG, INDEX, SHAPES
+from edgeforge.models.tokenizer import FILES
 
-WANTED = (CONFIG, SHAPES, INDEX, "model*.safetensors")
+WANTED = (CONFIG, SHAPES, INDEX, "model*.safetensors", *FILES)
 
 
-def fetch(repo: str, revision: str | None) -> Path:
-    """The local folder with a hub model's files, downloaded where they are not cached.
+def fetch(repo: str, revision: str | None, *, wanted: Sequence[str] = WANTED) -> Path:
+    """The local folder with a hub model's files (those of `wanted`), downloaded where they are not cached.
 
     Raises ModelError where the hub has no such model, EnvironmentProblem where it cannot be asked.
     """
     hub, errors = require("huggingface_hub", "hub"), require("huggingface_hub.errors", "hub")
     where = f"{repo}@{revision}" if revision else repo
     try:
-        return Path(hub.snapshot_download(repo, revision=revision, allow_patterns=list(WANTED)))
+        return Path(hub.snapshot_download(repo, revision=revision, allow_patterns=list(wanted)))
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
         gated = isinstance(error, errors.GatedRepoError)
         raise ModelError(

@@ -30,8 +30,11 @@ def build_new(config: PretrainedConfig, task: Task, interface: Interface) -> Pre
         draft = on_meta(_class_for(task, config, "model"), config)
     except (ValueError, RuntimeError) as error:
         raise ModelError(f"no {config.model_type} has this shape: {error}", where="model") from error
-    check_fits(draft, interface)
+    if interface.pixels is not None:
+        check_fits(draft, interface)
     model = getattr(transformers, task.auto_class).from_config(config).float()
+    if interface.pixels is None:
+        check_fits(model, interface)
     if family := architecture_of(config):
         family.prepare(model)
     return model.eval()
@@ -116,34 +119,35 @@ def _check_labels(config: PretrainedConfig, labels: Sequence[str], where: str) -
 def check_fits(model: PreTrainedModel, interface: Interface, *, where: str = "model") -> None:
     """Raise ModelError unless `model` takes the task's inputs and gives one logit for each of its labels.
 
-    One sample is traced on the meta device; `model` may lie on any.
+    A model of images may lie on the meta device.
     """
-    import torch
-    from torch.func import functional_call
+    from edgeforge.models.example import example_logits
 
     channels = getattr(model.config, "num_channels", None)
-    if channels is not None and channels != interface.input_shape[0]:
+    if channels is not None and channels != interface.image_shape[0]:
         raise ModelError(
-            f"it takes {channels} input channels, the data has {interface.input_shape[0]}",
+            f"it takes {channels} input channels, the data has {interface.image_shape[0]}",
             where=where,
             remedy="use a model of that many channels, or convert the images",
         )
-    tensors = {name: tensor.to("meta") for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-    sample = torch.empty(1, *interface.input_shape, device="meta")
-    training = model.training
-    model.eval()
+    known = getattr(model.config, "vocab_size", None)
+    if known is not None and interface.text.vocabulary_size > known:
+        raise ModelError(
+            f"its tokenizer has {interface.text.vocabulary_size} tokens, the model embeddings for {known}",
+            where=where,
+            remedy="use the tokenizer that belongs to the model",
+        )
     try:
-        with torch.no_grad():
-            logits = functional_call(model, tensors, kwargs={model.main_input_name: sample}).logits
-    except (ValueError, RuntimeError) as error:
-        size = "x".join(map(str, interface.input_shape))
+        logits = example_logits(model, interface)
+    except (IndexError, TypeError, ValueError, RuntimeError) as error:
+        size = " and ".join("x".join(map(str, value.shape)) for value in interface.inputs)
+        image = "`image_size` to what the model takes, or use fewer stages or smaller patches"
+        setting = image if interface.pixels else "`max_length` to what the model takes"
         raise ModelError(
             f"it cannot take inputs of {size}: {str(error).splitlines()[0]}",
             where=where,
-            remedy="set the task's `image_size` to what the model takes, or use fewer stages or smaller patches",
+            remedy=f"set the task's {setting}",
         ) from error
-    finally:
-        model.train(training)
     if logits.shape[-1] != len(interface.labels):
         raise ModelError(
             f"it gives {logits.shape[-1]} logits, the task has {len(interface.labels)} labels",

@@ -31,6 +31,9 @@ class Config(Model):
     def _flat(cls, value: Any) -> Any:
         return nested(value, cls.model_fields)
 
+    def untrained(self) -> bool:
+        return True
+
     def build(self, task: Task, interface: Interface) -> PreTrainedModel:
         from edgeforge.models.building import build_new
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import torch
-from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from edgeforge.core.task import Interface
+from edgeforge.models.example import example_logits
 
 
 def footprint(model: PreTrainedModel, interface: Interface) -> dict[str, int]:
     """``params``, ``macs`` and ``size_bytes`` of a model.
 
-    `params` counts each shared parameter once. `macs` are the multiply-accumulates of one sample (batch 1, input
-    `interface.input_shape`) in convolutions and matrix products, attention included; additions, normalizations and
+    `params` counts each shared parameter once. `macs` are the multiply-accumulates of one sample (batch 1, at the
+    interface's greatest length) in convolutions and matrix products, attention included; additions, normalizations and
     activations are not counted, as is the custom. `size_bytes` is what the weights and persistent buffers take as
     they are (4 bytes each in float32).
     """
@@ -28,14 +27,7 @@ def footprint(model: PreTrainedModel, interface: Interface) -> dict[str, int]:
 
 
 def multiply_accumulates(model: PreTrainedModel, interface: Interface) -> int:
-    """MACs of one sample, counted on the meta device: nothing is computed."""
-    tensors = {name: tensor.to("meta") for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-    sample = torch.empty(1, *interface.input_shape, device="meta")
-    training = model.training
-    model.eval()  # batch statistics of one sample are none
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            functional_call(model, tensors, kwargs={model.main_input_name: sample})
-    finally:
-        model.train(training)
+    """MACs of one sample."""
+    with FlopCounterMode(display=False) as counter:
+        example_logits(model, interface)
     return int(counter.get_total_flops()) // 2

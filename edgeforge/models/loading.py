@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import init_empty_weights
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -26,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 from edgeforge.architectures import architecture_of
 from edgeforge.core.errors import EnvironmentProblem, ModelError
 from edgeforge.core.spec import Spec
+from edgeforge.models import tokenizer
 from edgeforge.models.folder import (
     CONFIG,
     SHAPES,
@@ -50,8 +52,8 @@ class Sidecar(Spec):
     modules: dict[str, LayerShape]
 
 
-def save(model: PreTrainedModel, folder: Path) -> None:
-    """Write `model` so that `load` gives it back exactly.
+def save(model: PreTrainedModel, folder: Path, *, tokenizer_from: Path | None = None) -> None:
+    """Write `model` so that `load` gives it back exactly, with the tokenizer of another folder, if one is there.
 
     Plain ``from_pretrained`` reads the folder too, unless ``shapes.json`` is in it. Raises ModelError where the model
     is not its config's model in other widths, EnvironmentProblem where the disk refuses.
@@ -68,6 +70,8 @@ def save(model: PreTrainedModel, folder: Path) -> None:
             save_file(_unshared(model.state_dict()), folder / WEIGHTS, metadata={"format": "pt"})
         else:
             _save_plain(model, config, folder)
+        if tokenizer_from is not None:
+            tokenizer.carry(tokenizer_from, folder)
     except (OSError, SafetensorError) as error:
         raise EnvironmentProblem(
             f"the model cannot be written: {error}", where=str(folder), remedy="is there room on the disk?"
@@ -134,7 +138,7 @@ def _save_plain(model: PreTrainedModel, config: PretrainedConfig, folder: Path) 
     kept = model.config
     model.config = config  # save_pretrained writes the model's own config
     try:
-        with _quiet():
+        with quiet():
             model.save_pretrained(folder, state_dict=_unshared(model.state_dict()))
     finally:
         model.config = kept
@@ -217,7 +221,7 @@ def _blueprint(cls: type[PreTrainedModel], config: PretrainedConfig, folder: Pat
 
 def _load_plain(cls: type[PreTrainedModel], config: PretrainedConfig, folder: Path) -> PreTrainedModel:
     try:
-        with _quiet(), torch.random.fork_rng(devices=[]):
+        with quiet(), torch.random.fork_rng(devices=[]):
             model, info = cls.from_pretrained(
                 folder,
                 config=config,
@@ -267,6 +271,7 @@ def _fill(model: PreTrainedModel, folder: Path, present: Shapes) -> PreTrainedMo
         state.update({_own_name(model, name): tensor for name, tensor in load_file(path).items()})
     model.load_state_dict(state, strict=True, assign=True)
     model.tie_weights()
+    _compute_buffers(model)
     if unset := [name for name, buffer in model.named_buffers() if buffer.is_meta]:
         raise ModelError(
             f"{unset[0]} is computed, not stored; a {type(model).__name__} cannot be resized",
@@ -274,6 +279,19 @@ def _fill(model: PreTrainedModel, folder: Path, present: Shapes) -> PreTrainedMo
             remedy="use the unpruned model",
         )
     return model.float()
+
+
+def _compute_buffers(model: PreTrainedModel) -> None:
+    """Give buffers that are not stored (numbers of positions) the values that the config alone decides."""
+    unset = {name: buffer for name, buffer in model.named_buffers() if buffer.is_meta}
+    if not unset:
+        return
+    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+        built = dict(type(model)(copy.deepcopy(model.config)).named_buffers())
+    for name, buffer in unset.items():
+        owner, _, own = name.rpartition(".")
+        if built[name].shape == buffer.shape:
+            model.get_submodule(owner)._buffers[own] = built[name]
 
 
 def _own_name(model: PreTrainedModel, name: str) -> str:
@@ -288,7 +306,7 @@ def _refuse(what: str, names: list[str], folder: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the library's own progress bars and reports: what matters of them is raised."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

@@ -37,27 +37,43 @@ class Operation:
 
 
 @dataclass(frozen=True)
+class Lookup:
+    """Rows read from an embedding table, whose parameter name is `table`.
+
+    `constant` is None where the input says which rows. Else (positions, token types) it names the rows that are read
+    among a trace's constants.
+    """
+
+    table: str
+    constant: str | None
+
+
+@dataclass(frozen=True)
 class Trace:
     """`layers` in the order they run; `constants` are what other operations read beside the input, likewise.
 
     A constant is a parameter or buffer, or what the model computes from such alone (then named by that operation); it
-    is repeated where it is read again. What a layer's foldable batch normalization reads is in neither.
+    is repeated where it is read again. What a layer's foldable batch normalization reads is in neither. `lookups` are
+    the reads of embedding tables, in order: whole tables are among the constants where the input says which rows.
     """
 
     layers: tuple[Operation, ...]
     constants: tuple[tuple[str, torch.Tensor], ...]
+    lookups: tuple[Lookup, ...] = ()
 
 
 def trace(model: PreTrainedModel, interface: Interface) -> Trace:
     """Follow one forward pass in eval mode. Raises ModelError where torch.export cannot."""
     import torch
 
-    sample = torch.zeros(1, *interface.input_shape)
+    from edgeforge.models.example import example_inputs
+
+    sample = example_inputs(interface, 1)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             # A call that torch 2.13 itself makes.
             warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
-            program = torch.export.export(model.eval(), (), {model.main_input_name: sample})
+            program = torch.export.export(model.eval(), (), sample)
     except Exception as error:  # a tracer meets code it does not know: anything may come
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(f"torch.export cannot follow this {type(model).__name__}: {reason}") from error
@@ -65,8 +81,11 @@ def trace(model: PreTrainedModel, interface: Interface) -> Trace:
     values = _constants(program, names)
     layers: list[Operation] = []
     constants: list[tuple[str, torch.Tensor]] = []
+    lookups: list[Lookup] = []
     folded: set[torch.fx.Node] = set()
     for node in program.graph.nodes:
+        if _operator(node) == "embedding" and (table := _parameter(node, 0, names)) is not None:
+            lookups.append(Lookup(table, node.name if node in values else None))
         kind = _KINDS.get(_operator(node))
         if kind is not None and (weight := _parameter(node, 1, names)) is not None:
             norm = _only_batch_norm(node, names)
@@ -75,7 +94,7 @@ def trace(model: PreTrainedModel, interface: Interface) -> Trace:
         elif node.op == "call_function" and node not in values and node not in folded:
             read = [source for source in node.all_input_nodes if source in values]
             constants.extend((names.get(source.name, source.name), values[source]) for source in read)
-    return Trace(tuple(layers), tuple(constants))
+    return Trace(tuple(layers), tuple(constants), tuple(lookups))
 
 
 def _constants(program: torch.export.ExportedProgram, names: Mapping[str, str]) -> dict[torch.fx.Node, torch.Tensor]:

@@ -36,22 +36,28 @@ class Pretrained(Model):
     )
 
     def digest(self) -> str:
+        from edgeforge.models import tokenizer
         from edgeforge.models.folder import model_files, read_config_data, tensor_shapes
 
-        folder = self._folder()
+        folder = self.folder()
         read_config_data(folder)
         tensor_shapes(folder)  # refuses damaged files before any work is planned on them
         files = {path.name: hash_file(path) for path in model_files(folder)}
+        if tokenizer.present(folder):
+            files["tokenizer"] = tokenizer.digest(folder)
         return digest_of({"kind": self.kind, "new_head": self.new_head, "files": files})
+
+    def untrained(self) -> bool:
+        return self.new_head
 
     def build(self, task: Task, interface: Interface) -> PreTrainedModel:
         from edgeforge.models.building import adapt
         from edgeforge.models.loading import load
 
-        model = load(self._folder())
+        model = load(self.folder())
         return adapt(model, task, interface, new_head=self.new_head, where=f"model {self.path}")
 
-    def _folder(self) -> Path:
+    def folder(self) -> Path:
         path = Path(self.path).expanduser()
         if path.exists():
             if self.revision is not None:

@@ -8,6 +8,7 @@ quantized model. Formats that cannot say a scheme refuse it; none computes integ
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,10 @@ class LinearWeight:
         scales = np.repeat(self.scales.astype(np.float32), self.shape[1] // self.scales.shape[1], axis=1)
         return self.integers.astype(np.float32) * scales
 
+    def first(self, rows: int) -> LinearWeight:
+        """The part of the first output channels (the first rows of an embedding table)."""
+        return LinearWeight(self.bits, self.integers[:rows], self.scales[:rows])
+
     def tensors(self) -> dict[str, np.ndarray]:
         return {"integers": self.integers, "scales": self.scales}
 
@@ -101,6 +106,12 @@ class PalettizedWeight:
         """The weight, float32."""
         flat = self.indices.reshape(self.palettes.shape[0], -1).astype(np.int64)
         return np.take_along_axis(self.palettes.astype(np.float32), flat, axis=1).reshape(self.shape)
+
+    def first(self, rows: int) -> PalettizedWeight:
+        """The part of the first output channels; palettes are repeated where their groups would end unevenly."""
+        size = math.gcd(rows, self.group_size)
+        palettes = np.repeat(self.palettes, self.group_size // size, axis=0)[: rows // size]
+        return PalettizedWeight(self.bits, self.indices[:rows], palettes)
 
     def tensors(self) -> dict[str, np.ndarray]:
         return {"indices": self.indices, "palettes": self.palettes}

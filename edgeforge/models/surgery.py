@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
+import torch
 from pydantic import AfterValidator, Field, StrictFloat, StrictInt
 from torch import Tensor, empty, nn, no_grad
 
@@ -22,7 +23,9 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 # Numbers that forward() reads and that no tensor's shape tells. Their names differ between transformers 4 and 5.
-ATTENTION_COUNTS = frozenset({"num_attention_heads", "num_heads", "attention_head_size", "head_dim", "all_head_size"})
+ATTENTION_COUNTS = frozenset(
+    {"num_attention_heads", "num_heads", "n_heads", "attention_head_size", "head_dim", "all_head_size", "dim"}
+)
 ATTENTION_SCALES = frozenset({"scaling", "scale"})
 
 # Numbers without effect on inference.
@@ -153,6 +156,44 @@ def _derived(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, nn.Embedding):
         return {"num_embeddings": module.weight.shape[0], "embedding_dim": module.weight.shape[1]}
     return {}
+
+
+def keep_channels(layer: nn.Linear, kept: Sequence[int], *, outputs: bool) -> None:
+    """Leave a linear layer only these outputs, or inputs, in place."""
+    index = torch.tensor(kept, device=layer.weight.device)
+    layer.weight = _part(layer.weight, index, axis=0 if outputs else 1)
+    if outputs and layer.bias is not None:
+        layer.bias = _part(layer.bias, index, axis=0)
+    layer.out_features, layer.in_features = layer.weight.shape
+
+
+def keep_rows(embedding: nn.Embedding, kept: Sequence[int]) -> None:
+    """Leave an embedding only these rows, in this order, in place."""
+    embedding.weight = _part(embedding.weight, torch.tensor(kept, device=embedding.weight.device), axis=0)
+    embedding.num_embeddings = len(kept)
+    if embedding.padding_idx is not None:
+        embedding.padding_idx = list(kept).index(embedding.padding_idx)
+
+
+def keep_blocks(model: PreTrainedModel, blocks: nn.ModuleList, kept: Sequence[int]) -> None:
+    """Leave `model` only these of its `blocks`, in place, with all that counts them: it is then its config's model."""
+    for index in reversed(range(len(blocks))):
+        if index not in kept:
+            del blocks[index]
+    module: Any
+    for position, block in enumerate(blocks):
+        for module in block.modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                module.layer_idx = position
+    for module in model.modules():
+        if isinstance(getattr(module, "n_layers", None), int) and blocks in module.children():
+            module.n_layers = len(blocks)
+    model.config.num_hidden_layers = len(blocks)
+
+
+def _part(parameter: Tensor, index: Tensor, *, axis: int) -> nn.Parameter:
+    part = parameter.detach().index_select(axis, index)
+    return nn.Parameter(part, requires_grad=parameter.requires_grad)
 
 
 def replace_head(model: PreTrainedModel, labels: Sequence[str]) -> None:

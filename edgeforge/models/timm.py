@@ -81,7 +81,7 @@ class Timm(Model):
         return model.float().eval()
 
     def _arguments(self, timm: ModuleType, interface: Interface) -> dict[str, Any]:
-        channels, height, width = interface.input_shape
+        channels, height, width = interface.image_shape
         arguments: dict[str, Any] = {"in_chans": channels}
         if timm.models.get_pretrained_cfg(self.name, allow_unregistered=True).fixed_input_size:
             if height != width:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, Field
 
-from edgeforge.core.errors import DataError, ModelError
+from edgeforge.core.errors import DataError
 from edgeforge.core.kinds import OneOf
 from edgeforge.core.spec import Spec, digest_of
-from edgeforge.core.task import Batch, Interface, Split, Task
-from edgeforge.data import ImageSource, LabelledImages
+from edgeforge.core.task import Batch, Input, Interface, Pixels, Split, Task
+from edgeforge.data import DataSource, LabelledImages
 from edgeforge.data.sklearn_digits import SklearnDigits
+from edgeforge.tasks._classification import calibration_error, check_label_count, per_class_accuracy, stratified_split
 
 if TYPE_CHECKING:
     import torch
 
-SPLIT_SEED = 0
-ECE_BINS = 15
 OPENED_AT_ONCE = 4
 
 
@@ -55,7 +55,7 @@ class ImageClassification(Task):
     """Images to one of several labels. Metrics: accuracy, expected calibration error, accuracy per class."""
 
     kind: Literal["image_classification"] = "image_classification"
-    data: Annotated[ImageSource, OneOf("edgeforge.data")] = Field(
+    data: Annotated[DataSource, OneOf("edgeforge.data")] = Field(
         default=SklearnDigits(), description="Where the images come from."
     )
     image_size: int | None = Field(
@@ -68,12 +68,17 @@ class ImageClassification(Task):
     normalize: Normalize | None = Field(default=Normalize(), description="Null: models see values in [0, 1].")
 
     auto_class: ClassVar[str] = "AutoModelForImageClassification"
+    reads: ClassVar[Literal["images", "texts"]] = "images"
+    uses: ClassVar[tuple[str, ...]] = ("edgeforge.tasks._classification",)
 
     def digest(self) -> str:
         choices = self.model_dump(mode="json", exclude={"data"})
         return digest_of({"task": choices, "data": {"kind": self.data.kind, "content": self.data.digest()}})
 
-    def open(self) -> ImageData:
+    def augments(self) -> bool:
+        return self.augment != Augment()
+
+    def open(self, model: Path | None = None) -> ImageData:
         return _open(self, self.data.digest())
 
     def loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -86,38 +91,17 @@ class ImageClassification(Task):
 
         logits: shape (N, labels); labels: int64, shape (N,). A class without samples has accuracy None.
         """
-        from sklearn.metrics import accuracy_score, confusion_matrix
+        from sklearn.metrics import accuracy_score
 
         names = self.open().interface.labels
-        if logits.shape[-1] != len(names):
-            raise ModelError(
-                f"the model answers for {logits.shape[-1]} labels and the data has {len(names)}",
-                remedy="use a model with as many labels as the data, or build one with {kind: config}",
-            )
+        check_label_count(logits, names)
         truth = labels.cpu().numpy()
         predicted = logits.argmax(dim=-1).cpu().numpy()
-        matrix = confusion_matrix(truth, predicted, labels=np.arange(len(names)))
         return {
             "accuracy": float(accuracy_score(truth, predicted)),
             "expected_calibration_error": calibration_error(logits.double().softmax(dim=-1).cpu().numpy(), truth),
-            "per_class_accuracy": {
-                name: float(row[index] / row.sum()) if row.sum() else None
-                for index, (name, row) in enumerate(zip(names, matrix, strict=True))
-            },
+            "per_class_accuracy": per_class_accuracy(truth, predicted, names),
         }
-
-
-def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Expected calibration error: sum over bins of share * |accuracy - mean confidence|.
-
-    Guo et al., 2017, "On Calibration of Modern Neural Networks": 15 equal-width bins (low, high] of the confidence.
-    probabilities: shape (N, labels); labels: shape (N,).
-    """
-    confidence = probabilities.max(axis=-1)
-    correct = probabilities.argmax(axis=-1) == labels
-    bins = np.clip(np.ceil(confidence * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=ECE_BINS)
-    return float(np.abs(gaps).sum() / len(labels))
 
 
 @dataclass
@@ -132,8 +116,15 @@ class ImageData:
     def size(self, split: Split) -> int:
         return len(self.rows[split])
 
+    def for_model(self, folder: Path) -> Callable[[Batch], Batch]:
+        """See TaskData. Every model of a task takes the same images."""
+        return lambda batch: batch
+
+    def write_reader(self, folder: Path) -> None:
+        """See TaskData. Images need nothing: every exporter writes how pixels are scaled."""
+
     def batch(self, split: Split, indices: Sequence[int], *, augment_seed: int | None = None) -> Batch:
-        """``pixel_values``: float32, (N, C, H, W), normalised; ``labels``: int64, (N,).
+        """``pixel_values``: float32, (N, C, H, W), normalised; ``labels`` and ``rows``: int64, (N,).
 
         Only training images are augmented, each by `augment_seed` and its own index, whatever else is in the batch.
         """
@@ -142,13 +133,14 @@ class ImageData:
         part = self.parts[split]
         rows = self.rows[split][np.asarray(indices, dtype=np.int64)]
         images = part.images[rows.tolist()]
-        if split == "train" and augment_seed is not None:
+        if split in ("train", "transfer") and augment_seed is not None:
             images = augmented(images, rows, augment=self.augment, seed=augment_seed)
         scale, shift = self._affine
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         return {
             "pixel_values": pixels.mul_(scale).add_(shift),
             "labels": torch.from_numpy(part.labels[rows]),
+            "rows": torch.tensor(indices, dtype=torch.int64),
         }
 
     @functools.cached_property
@@ -156,7 +148,9 @@ class ImageData:
         """uint8 value * scale + shift = (value / 255 - mean) / std; both float32, shape (C, 1, 1)."""
         import torch
 
-        mean, std = np.asarray(self.interface.mean), np.asarray(self.interface.std)
+        pixels = self.interface.pixels
+        assert pixels is not None
+        mean, std = np.asarray(pixels.mean), np.asarray(pixels.std)
         scale = torch.tensor(1 / (255 * std), dtype=torch.float32)
         shift = torch.tensor(-mean / std, dtype=torch.float32)
         return scale[:, None, None], shift[:, None, None]
@@ -165,22 +159,20 @@ class ImageData:
 @functools.lru_cache(maxsize=OPENED_AT_ONCE)
 def _open(task: ImageClassification, data_digest: str) -> ImageData:
     # The digest is in the cache's key, so data that changed on disk is read again.
-    parts = task.data.read(task.image_size)
+    parts = task.data.images(task.image_size)
     height, width, channels = parts.image_shape
     mean, std = _per_channel(task.normalize, channels)
     train, validation = stratified_split(parts.train.labels, task.validation)
     interface = Interface(
-        input_name="pixel_values",
-        input_shape=(channels, height, width),
+        inputs=(Input("pixel_values", (channels, height, width)),),
         output_name="logits",
         labels=parts.label_names,
-        mean=mean,
-        std=std,
+        pixels=Pixels(mean, std),
     )
     return ImageData(
         interface,
-        parts={"train": parts.train, "validation": parts.train, "test": parts.test},
-        rows={"train": train, "validation": validation, "test": np.arange(len(parts.test.labels))},
+        parts={"train": parts.train, "validation": parts.train, "test": parts.test, "transfer": parts.train},
+        rows={"train": train, "validation": validation, "test": np.arange(len(parts.test.labels)), "transfer": train},
         augment=task.augment,
     )
 
@@ -197,23 +189,6 @@ def _per_channel(normalize: Normalize | None, channels: int) -> tuple[tuple[floa
             )
     repeat = {len(values): channels // len(values) for values in (normalize.mean, normalize.std)}
     return normalize.mean * repeat[len(normalize.mean)], normalize.std * repeat[len(normalize.std)]
-
-
-def stratified_split(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted positions of the kept and of the held-out samples; every class gives the same share, always the same ones.
-
-    A class with a single sample keeps it for training.
-    """
-    # RandomState's streams are frozen by NumPy's policy, Generator's are not: the split must outlive an upgrade.
-    shuffled = np.random.RandomState(SPLIT_SEED).permutation(len(labels))
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    counts = np.bincount(labels)
-    starts = np.repeat(np.cumsum(counts) - counts, counts)
-    rank = np.empty(len(labels))
-    rank[by_class] = (np.arange(len(labels)) - starts + 0.5) / np.repeat(counts, counts)
-    order = shuffled[np.argsort(rank[shuffled], kind="stable")]
-    held = max(1, round(share * len(labels)))
-    return np.sort(order[held:]), np.sort(order[:held])
 
 
 def augmented(images: np.ndarray, rows: np.ndarray, *, augment: Augment, seed: int) -> np.ndarray:

@@ -54,7 +54,7 @@ def snapshot(folder: Path, **changes: Any) -> Path:
 
 @pytest.mark.parametrize("write", [saved, snapshot])
 def test_both_kinds_of_folder_give_the_same_data(tmp_path: Path, write: Any) -> None:
-    parts = Hub(path=str(write(tmp_path))).read(None)
+    parts = Hub(path=str(write(tmp_path))).images(None)
     assert parts.label_names == tuple(NAMES)
     assert parts.image_shape == (6, 5, 1)
     assert (parts.train.images[[4, 1]][..., 0] == PIXELS[[4, 1]]).all()
@@ -78,13 +78,13 @@ def test_a_changed_folder_is_read_again(tmp_path: Path) -> None:
     digest = source.digest()
     split(range(3, 9)).to_parquet(str(place / "data" / "train-00000-of-00001.parquet"))
     assert source.digest() != digest
-    assert (source.read(None).train.images[[0]][0, ..., 0] == PIXELS[3]).all()
+    assert (source.images(None).train.images[[0]][0, ..., 0] == PIXELS[3]).all()
 
 
 def test_relative_paths_and_resizing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path)
     monkeypatch.chdir(tmp_path)
-    parts = Hub(path="saved", channels="rgb").read(4)
+    parts = Hub(path="saved", channels="rgb").images(4)
     assert parts.image_shape == (4, 4, 3)
     assert parts.train.images[[0, 1]].shape == (2, 4, 4, 3)
 
@@ -96,13 +96,13 @@ def test_columns_and_splits_can_be_named(tmp_path: Path) -> None:
     }
     datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "named"))
     source = Hub(path=str(tmp_path / "named"), train="learn", test="exam", image="photo", label="species")
-    assert len(source.read(None).train.images) == 6
+    assert len(source.images(None).train.images) == 6
     with pytest.raises(DataError, match=r"no split is named 'train'.*Known: exam, learn"):
-        Hub(path=str(tmp_path / "named")).read(None)
+        Hub(path=str(tmp_path / "named")).images(None)
     with pytest.raises(DataError, match=r"no column is named 'foto'; perhaps you meant 'photo'"):
-        Hub(path=str(tmp_path / "named"), train="learn", test="exam", image="foto").read(None)
+        Hub(path=str(tmp_path / "named"), train="learn", test="exam", image="foto").images(None)
     with pytest.raises(DataError, match="there is no column 'species' of images"):
-        Hub(path=str(tmp_path / "named"), train="learn", test="exam", image="species").read(None)
+        Hub(path=str(tmp_path / "named"), train="learn", test="exam", image="species").images(None)
 
 
 def test_labels_may_be_numbers_or_text(tmp_path: Path) -> None:
@@ -110,20 +110,20 @@ def test_labels_may_be_numbers_or_text(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"0 columns are of type ClassLabel \(none\), not one.*\n.*`label`.*image, label"
     ):
-        Hub(path=str(numbers)).read(None)
-    assert Hub(path=str(numbers), label="label").read(None).label_names == ("0", "1", "2")
-    texts = Hub(path=str(snapshot(tmp_path / "texts", label=datasets.Value("string"))), label="label").read(None)
+        Hub(path=str(numbers)).images(None)
+    assert Hub(path=str(numbers), label="label").images(None).label_names == ("0", "1", "2")
+    texts = Hub(path=str(snapshot(tmp_path / "texts", label=datasets.Value("string"))), label="label").images(None)
     assert texts.label_names == tuple(NAMES)
     assert texts.test.labels.tolist() == [0, 1, 2]
 
 
 def test_bad_labels_are_refused(tmp_path: Path) -> None:
     fractions = snapshot(tmp_path / "fractions", label=datasets.Value("float32"))
-    assert len(Hub(path=str(fractions), label="label").read(None).train.labels) == 6  # whole numbers, as it happens
+    assert len(Hub(path=str(fractions), label="label").images(None).train.labels) == 6  # whole numbers, as it happens
     short = datasets.DatasetDict({"train": split(range(6)), "test": split(range(6, 8))})
     short.save_to_disk(str(tmp_path / "short"))
     with pytest.raises(DataError, match="the test part has no image of class 'cat'"):
-        Hub(path=str(tmp_path / "short")).read(None)
+        Hub(path=str(tmp_path / "short")).images(None)
     other = datasets.DatasetDict(
         {
             "train": split(range(6)),
@@ -132,7 +132,7 @@ def test_bad_labels_are_refused(tmp_path: Path) -> None:
     )
     other.save_to_disk(str(tmp_path / "other"))
     with pytest.raises(DataError, match="the splits name their classes differently"):
-        Hub(path=str(tmp_path / "other")).read(None)
+        Hub(path=str(tmp_path / "other")).images(None)
 
 
 def test_a_broken_image_is_named_by_its_row(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_broken_image_is_named_by_its_row(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": broken, "test": split(range(6, 9))}).save_to_disk(str(tmp_path / "broken"))
     source = Hub(path=str(tmp_path / "broken"))
     with pytest.raises(DataError, match="cannot be decoded") as caught:
-        source.read(None)
+        source.images(None)
     assert str(caught.value.where).endswith("train, row 2")
 
 
@@ -156,7 +156,7 @@ def test_a_dataset_with_code_is_refused_and_the_code_not_run(tmp_path: Path) -> 
     place.mkdir()
     (place / "trap.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')")
     with pytest.raises(DataError, match="cannot read it"):
-        Hub(path=str(place)).read(None)
+        Hub(path=str(place)).images(None)
     assert not (tmp_path / "sprung").exists()
 
 
@@ -165,7 +165,7 @@ def test_a_single_saved_split_and_an_empty_folder_are_refused(tmp_path: Path) ->
     (tmp_path / "empty").mkdir()
     for name, message in (("single", "holds one split"), ("empty", "doesn't contain any data files")):
         with pytest.raises(DataError, match=message):
-            Hub(path=str(tmp_path / name)).read(None)
+            Hub(path=str(tmp_path / name)).images(None)
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     file = place / "data" / "train-00000-of-00001.parquet"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(DataError, match="cannot read it") as caught:
-        Hub(path=str(place)).read(None)
+        Hub(path=str(place)).images(None)
     assert str(place) in str(caught.value)
 
 

@@ -35,7 +35,7 @@ def written(folder: Path, **changes: Any) -> Npz:
 
 def test_gray_images_get_a_channel_and_keep_every_pixel(tmp_path: Path) -> None:
     sound = arrays()
-    parts = written(tmp_path, **sound).read(None)
+    parts = written(tmp_path, **sound).images(None)
     assert parts.image_shape == (5, 4, 1)
     assert parts.label_names == ("0", "1", "2")
     assert (parts.train.images[[3, 0]] == sound["x_train"][[3, 0], :, :, None]).all()
@@ -47,7 +47,7 @@ def test_gray_images_get_a_channel_and_keep_every_pixel(tmp_path: Path) -> None:
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_colour_images_stay_as_they_are(tmp_path: Path, channels: int) -> None:
     x = RNG.integers(0, 256, (12, 5, 4, channels), dtype=np.uint8)
-    parts = written(tmp_path, x_train=x, x_test=x[:6]).read(None)
+    parts = written(tmp_path, x_train=x, x_test=x[:6]).images(None)
     assert parts.image_shape == (5, 4, channels)
     assert (parts.train.images[range(12)] == x).all()
 
@@ -56,25 +56,25 @@ def test_colour_images_stay_as_they_are(tmp_path: Path, channels: int) -> None:
 def test_float_images_of_0_to_1_become_the_nearest_of_256_levels(tmp_path: Path, dtype: type) -> None:
     levels = np.arange(240, dtype=np.uint8).reshape(12, 5, 4)
     levels[0, 0, 0] = 255
-    parts = written(tmp_path, x_train=(levels / 255).astype(dtype), x_test=levels[:6]).read(None)
+    parts = written(tmp_path, x_train=(levels / 255).astype(dtype), x_test=levels[:6]).images(None)
     assert (parts.train.images[range(12)][..., 0] == levels).all()
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint64, np.float32])
 def test_labels_of_any_whole_number_type(tmp_path: Path, dtype: type) -> None:
-    parts = written(tmp_path, y_train=(np.arange(12) % 3).astype(dtype)).read(None)
+    parts = written(tmp_path, y_train=(np.arange(12) % 3).astype(dtype)).images(None)
     assert parts.train.labels.tolist() == [0, 1, 2] * 4
 
 
 def test_names_of_labels(tmp_path: Path) -> None:
-    assert written(tmp_path, labels=np.array(["ant", "bee", "cat"])).read(None).label_names == ("ant", "bee", "cat")
+    assert written(tmp_path, labels=np.array(["ant", "bee", "cat"])).images(None).label_names == ("ant", "bee", "cat")
 
 
 def test_resizing_matches_pillow(tmp_path: Path) -> None:
     from PIL import Image
 
     x = RNG.integers(0, 256, (12, 9, 9, 3), dtype=np.uint8)
-    parts = written(tmp_path, x_train=x, x_test=x[:6]).read(6)
+    parts = written(tmp_path, x_train=x, x_test=x[:6]).images(6)
     assert parts.image_shape == (6, 6, 3)
     expected = np.asarray(Image.fromarray(x[4]).resize((6, 6), Image.Resampling.BILINEAR))
     assert (parts.train.images[[4]][0] == expected).all()
@@ -82,9 +82,9 @@ def test_resizing_matches_pillow(tmp_path: Path) -> None:
 
 def test_resizing_lets_parts_differ_in_size(tmp_path: Path) -> None:
     source = written(tmp_path, x_test=RNG.integers(0, 256, (6, 7, 7), dtype=np.uint8))
-    assert source.read(8).image_shape == (8, 8, 1)
+    assert source.images(8).image_shape == (8, 8, 1)
     with pytest.raises(DataError, match=r"training images are 5 x 4 x 1 but test images 7 x 7 x 1.*\n.*image_size"):
-        source.read(None)
+        source.images(None)
 
 
 X = arrays()["x_train"]
@@ -137,7 +137,7 @@ def test_mistakes_are_named(tmp_path: Path, mistake: str) -> None:
     changes, message = MISTAKES[mistake]
     source = written(tmp_path, **changes)
     with pytest.raises(DataError, match=message) as caught:
-        source.read(None)
+        source.images(None)
     assert caught.value.exit_code == 2
     assert caught.value.remedy
     assert str(tmp_path / "data.npz") in str(caught.value.where)
@@ -148,7 +148,7 @@ def test_mistakes_are_named(tmp_path: Path, mistake: str) -> None:
 
 def test_a_missing_file_is_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for access in (Npz.digest, lambda source: source.read(None)):
+    for access in (Npz.digest, lambda source: source.images(None)):
         with pytest.raises(DataError, match="there is no such file") as caught:
             access(Npz(path="data/x.npz"))
         assert caught.value.where == str(tmp_path / "data" / "x.npz")
@@ -159,7 +159,7 @@ def test_a_missing_file_is_named_in_full(tmp_path: Path, monkeypatch: pytest.Mon
 def test_relative_paths_start_at_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert len(Npz(path="data.npz").read(None).train.images) == 12
+    assert len(Npz(path="data.npz").images(None).train.images) == 12
 
 
 class Trap:
@@ -177,7 +177,7 @@ def test_a_pickle_inside_is_refused_and_not_run(tmp_path: Path, name: str) -> No
     trap = np.array([Trap(tmp_path / "sprung")] * 12, dtype=object)
     source = written(tmp_path, **{name: trap})
     with pytest.raises(DataError, match="plain arrays"):
-        source.read(None)
+        source.images(None)
     assert not (tmp_path / "sprung").exists()
 
 
@@ -187,7 +187,7 @@ def test_a_bare_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
     path.write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
     with pytest.raises(DataError, match="plain arrays"):
-        Npz(path=str(path)).read(None)
+        Npz(path=str(path)).images(None)
     assert not (tmp_path / "sprung").exists()
 
 
@@ -204,7 +204,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         path = tmp_path / f"{name}.npz"
         path.write_bytes(content)
         with pytest.raises(DataError) as caught:
-            Npz(path=str(path)).read(None)
+            Npz(path=str(path)).images(None)
         assert str(path) in str(caught.value.where), name
 
 
@@ -213,13 +213,13 @@ def test_a_single_array_and_a_foreign_archive_are_refused(tmp_path: Path) -> Non
     with single.open("wb") as stream:
         np.save(stream, X)
     with pytest.raises(DataError, match="a single array"):
-        Npz(path=str(single)).read(None)
+        Npz(path=str(single)).images(None)
     foreign = tmp_path / "foreign.npz"
     with zipfile.ZipFile(foreign, "w") as file:
         for name in arrays():
             file.writestr(f"{name}.npy", b"not an array")
     with pytest.raises(DataError):
-        Npz(path=str(foreign)).read(None)
+        Npz(path=str(foreign)).images(None)
 
 
 def test_the_digest_follows_the_content_not_the_place(tmp_path: Path) -> None:

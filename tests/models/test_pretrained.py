@@ -15,7 +15,7 @@ from huggingface_hub import errors as hub_errors
 from transformers import PreTrainedModel
 
 from edgeforge.core.errors import EnvironmentProblem, ModelError
-from edgeforge.core.task import Interface
+from edgeforge.core.task import Input, Interface
 from edgeforge.models import loading
 from edgeforge.models.pretrained import Pretrained
 from edgeforge.tasks.image_classification import ImageClassification
@@ -114,8 +114,8 @@ def test_a_backbone_without_a_head(vit_folder: Path, tiny_interface: Interface, 
     [
         ({"labels": ("a", "b")}, r"has 4 labels, the task has 2(.|\n)*new_head: true"),
         ({"labels": ("east", "north", "south", "west")}, r"labels in another order \(north, east, south"),
-        ({"input_shape": (3, 16, 16)}, "takes 1 input channels, the data has 3"),
-        ({"input_shape": (1, 32, 32)}, r"cannot take inputs of 1x32x32(.|\n)*image_size"),
+        ({"inputs": (Input("pixel_values", (3, 16, 16)),)}, "takes 1 input channels, the data has 3"),
+        ({"inputs": (Input("pixel_values", (1, 32, 32)),)}, r"cannot take inputs of 1x32x32(.|\n)*image_size"),
     ],
 )
 def test_what_does_not_fit_the_task(
@@ -189,7 +189,7 @@ def test_a_revision_of_a_local_folder_is_a_mistake(vit_folder: Path) -> None:
         Pretrained(path=str(vit_folder), revision="main").digest()
 
 
-def test_the_hub_is_asked_for_safetensors_and_json_only(
+def test_the_hub_is_asked_for_safetensors_json_and_text_only(
     vit_folder: Path, tiny_interface: Interface, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -204,7 +204,7 @@ def test_the_hub_is_asked_for_safetensors_and_json_only(
     assert isinstance(spec.build(TASK, tiny_interface), PreTrainedModel)
     assert {(repo, revision) for repo, revision, _ in asked} == {("someone/some-vit", "v2")}
     patterns = asked[0][2]
-    assert all(pattern.endswith((".json", ".safetensors")) for pattern in patterns)
+    assert all(pattern.endswith((".json", ".safetensors", ".txt")) for pattern in patterns)
 
 
 def http_error(cls: Any) -> Exception:

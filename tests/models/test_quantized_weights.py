@@ -72,6 +72,19 @@ def test_an_8_bit_integer_times_a_float16_is_exact_in_float32(integer: int, scal
     assert float(weight.dequantize()[0, 0]) == integer * scale
 
 
+@pytest.mark.parametrize("rows", [1, 4, 6, 20, 24])
+def test_the_first_rows_are_those_of_the_whole(rows: int) -> None:
+    chance = np.random.default_rng(0)
+    integers = chance.integers(-8, 8, size=(24, 6)).astype(np.int8)
+    scales = chance.uniform(0.1, 1, size=(24, 2)).astype(np.float16)
+    indices = chance.integers(0, 4, size=(24, 6)).astype(np.uint8)
+    palettes = chance.normal(size=(6, 4)).astype(np.float16)  # one for every 4 rows
+    for weight in (LinearWeight(4, integers, scales), PalettizedWeight(2, indices, palettes)):
+        part = weight.first(rows)
+        assert part.problem() is None
+        assert np.array_equal(part.dequantize(), weight.dequantize()[:rows])
+
+
 def test_what_was_written_is_read(folder: Path) -> None:
     quantized = read(folder)
     assert quantized is not None

@@ -17,7 +17,7 @@ import torch
 from pydantic import ValidationError
 
 from edgeforge.core.errors import MissingExtraError, ModelError
-from edgeforge.core.task import Interface
+from edgeforge.core.task import Input, Interface
 from edgeforge.models import loading
 from edgeforge.models.timm import Timm
 from edgeforge.tasks.image_classification import ImageClassification
@@ -83,12 +83,14 @@ NAMES = ["resnet18", "vit_tiny_patch16_224", "mobilenetv3_small_050", "swin_tiny
 def test_weights_are_timms_own_and_reload_exactly(
     name: str, timm: Any, tiny_interface: Interface, tmp_path: Path
 ) -> None:
-    interface = replace(tiny_interface, input_shape=(1, 64, 64) if "swin" not in name else (1, 56, 56))
-    images = torch.randn(2, *interface.input_shape, generator=torch.Generator().manual_seed(0))
+    interface = replace(
+        tiny_interface, inputs=(Input("pixel_values", (1, 64, 64) if "swin" not in name else (1, 56, 56)),)
+    )
+    images = torch.randn(2, *interface.image_shape, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(4)
     model = Timm(name=name).build(TASK, interface)
     torch.manual_seed(4)
-    size = {"img_size": interface.input_shape[1]} if "vit" in name or "swin" in name else {}
+    size = {"img_size": interface.image_shape[1]} if "vit" in name or "swin" in name else {}
     reference = timm.create_model(name, num_classes=4, in_chans=1, **size).eval()
     with torch.no_grad():
         logits = model(images).logits
@@ -112,7 +114,7 @@ def test_published_weights(
     (tmp_path / "config.json").write_text(json.dumps(published))
     asked = []
     monkeypatch.setattr("edgeforge.models._hub.fetch", lambda *arguments: asked.append(arguments) or tmp_path)
-    interface = replace(tiny_interface, input_shape=(3, 64, 64), labels=tuple("abcdefg"))
+    interface = replace(tiny_interface, inputs=(Input("pixel_values", (3, 64, 64)),), labels=tuple("abcdefg"))
     images = torch.randn(2, 3, 64, 64)
     model = Timm(name="resnet18.a1_in1k", pretrained=True).build(TASK, interface)
     assert asked[0] == ("timm/resnet18.a1_in1k", None)
@@ -133,7 +135,9 @@ def test_names_and_shapes_that_do_not_fit(timm: Any, tiny_interface: Interface) 
     with pytest.raises(ModelError, match="timm has no model 'resnet81'; perhaps you meant 'resnet18'"):
         Timm(name="resnet81").build(TASK, tiny_interface)
     with pytest.raises(ModelError, match="takes square images"):
-        Timm(name="vit_tiny_patch16_224").build(TASK, replace(tiny_interface, input_shape=(1, 16, 32)))
+        Timm(name="vit_tiny_patch16_224").build(
+            TASK, replace(tiny_interface, inputs=(Input("pixel_values", (1, 16, 32)),))
+        )
 
 
 @pytest.mark.skipif(HAS_TIMM, reason="timm is installed")

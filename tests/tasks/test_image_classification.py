@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from edgeforge.core.errors import DataError, ModelError
-from edgeforge.tasks.image_classification import ImageClassification, calibration_error, stratified_split
+from edgeforge.tasks._classification import calibration_error, stratified_split
+from edgeforge.tasks.image_classification import ImageClassification
 
 COUNT, SIDE = 40, 7
 RNG = np.random.default_rng(0)
@@ -46,7 +47,7 @@ def levels(pixels: torch.Tensor) -> np.ndarray:
 
 def test_the_default_is_scikit_learns_digits() -> None:
     data = ImageClassification().open()
-    assert data.interface.input_shape == (1, 8, 8)
+    assert data.interface.image_shape == (1, 8, 8)
     assert data.interface.labels == tuple("0123456789")
     assert sum(data.size(split) for split in ("train", "validation", "test")) == 1797  # type: ignore[arg-type]
 
@@ -65,10 +66,10 @@ def test_a_batch_is_normalised_images_and_labels(path: str) -> None:
 
 def test_interface(path: str) -> None:
     interface = task(path).open().interface
-    assert (interface.input_name, interface.output_name) == ("pixel_values", "logits")
-    assert interface.input_shape == (1, SIDE, SIDE)
+    assert ([value.name for value in interface.inputs], interface.output_name) == (["pixel_values"], "logits")
+    assert interface.image_shape == (1, SIDE, SIDE)
     assert interface.labels == ("0", "1", "2", "3")
-    assert (interface.mean, interface.std) == ((0.5,), (0.5,))
+    assert (interface.pixels.mean, interface.pixels.std) == ((0.5,), (0.5,))
 
 
 def test_channels_are_normalised_one_by_one(tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_channels_are_normalised_one_by_one(tmp_path: Path) -> None:
     data = task(str(tmp_path / "rgb.npz"), normalize={"mean": mean, "std": std}).open()
     expected = ((x[:4] / 255 - mean) / std).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(data.batch("test", range(4))["pixel_values"].numpy(), expected, atol=1e-5)
-    assert (data.interface.mean, data.interface.std) == (mean, std)
+    assert (data.interface.pixels.mean, data.interface.pixels.std) == (mean, std)
     with pytest.raises(DataError, match="std has 2 values but the images have 3 channels"):
         task(str(tmp_path / "rgb.npz"), normalize={"std": [0.5, 0.5]}).open()
 
@@ -86,7 +87,7 @@ def test_channels_are_normalised_one_by_one(tmp_path: Path) -> None:
 def test_no_normalisation_and_one_number_for_all_channels(path: str) -> None:
     plain = task(path, normalize=None).open()
     np.testing.assert_allclose(plain.batch("test", [1])["pixel_values"][0, 0].numpy(), X[1] / 255, atol=1e-6)
-    assert (plain.interface.mean, plain.interface.std) == ((0.0,), (1.0,))
+    assert (plain.interface.pixels.mean, plain.interface.pixels.std) == ((0.0,), (1.0,))
     assert task(path, normalize={"mean": 0.3, "std": 0.2}) == task(path, normalize={"mean": [0.3], "std": [0.2]})
 
 
@@ -295,7 +296,7 @@ def test_opening_again_is_free_until_the_file_changes(path: str) -> None:
 
 def test_image_size_resizes(path: str) -> None:
     data = task(path, image_size=14).open()
-    assert data.interface.input_shape == (1, 14, 14)
+    assert data.interface.image_shape == (1, 14, 14)
     assert data.batch("train", [0])["pixel_values"].shape == (1, 1, 14, 14)
 
 
