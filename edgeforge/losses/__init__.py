@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -14,11 +15,19 @@ if TYPE_CHECKING:
     from transformers.utils import ModelOutput
 
 
+@dataclass(frozen=True)
+class Training:
+    """What a loss may know of the training that it serves: the number of samples, and a seed for what it draws."""
+
+    samples: int
+    seed: int
+
+
 class Loss(Spec):
     """Base of every loss.
 
-    Class facts: `needs_teacher`; `outputs` names the extra model outputs it reads (``hidden_states``,
-    ``attentions``), which are computed only when some loss asks.
+    Class facts: `needs_teacher`; `outputs` names the extra model outputs it reads (see `edgeforge.models.outputs`),
+    which are computed only when some loss asks.
     """
 
     kind: str
@@ -27,10 +36,12 @@ class Loss(Spec):
     needs_teacher: ClassVar[bool] = True
     outputs: ClassVar[frozenset[str]] = frozenset()
 
-    def modules(self, student: ModelOutput, teacher: ModelOutput | None) -> torch.nn.Module | None:
-        """What this loss trains beside the student (projections), shaped by one example's outputs; usually nothing.
+    def modules(self, student: ModelOutput, teacher: ModelOutput | None, training: Training) -> torch.nn.Module | None:
+        """What this loss keeps beside the student, shaped by one batch's outputs; usually nothing.
 
-        They are optimized and checkpointed with the student, and thrown away afterwards.
+        Parameters (projections) are trained with the student; buffers (a memory) are the loss's own to change. Both
+        are checkpointed, and thrown away afterwards. What a loss draws at random must follow from the seed, the batch
+        and the buffers alone, so that a run that was killed goes on to the same bits.
         """
         return None
 
@@ -41,5 +52,10 @@ class Loss(Spec):
         batch: Mapping[str, torch.Tensor],
         modules: torch.nn.Module | None,
     ) -> torch.Tensor:
-        """The unweighted loss, a scalar averaged over the batch. `batch["labels"]`: int64, shape (N,)."""
+        """The unweighted loss, a float32 scalar averaged over the batch; outputs may come in bfloat16.
+
+        `batch` has the model's inputs (texts: ``attention_mask``, int64, (N, length), 0 at padding), ``labels``
+        (int64, (N,), `edgeforge.core.task.NO_LABEL` where a sample has none) and ``rows`` (int64, (N,), positions in
+        the split, below ``Training.samples``).
+        """
         raise NotImplementedError

@@ -10,6 +10,7 @@ from pydantic import Field
 from edgeforge.core.errors import ModelError
 from edgeforge.losses import Loss
 from edgeforge.losses._layers import LAYERS_DESCRIPTION, Layers, layer_pairs
+from edgeforge.losses._tokens import real_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,7 @@ class AttentionTransfer(Loss):
     layers: Layers = Field(default="evenly_spaced", description=LAYERS_DESCRIPTION)
 
     outputs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
-    uses: ClassVar[tuple[str, ...]] = ("edgeforge.losses._layers",)
+    uses: ClassVar[tuple[str, ...]] = ("edgeforge.losses._layers", "edgeforge.losses._tokens")
 
     def compute(
         self,
@@ -43,7 +44,7 @@ class AttentionTransfer(Loss):
         distances = []
         places = 1
         for ours, theirs in layer_pairs(self.layers, student, teacher, self.kind):
-            maps = _same_size(_attention(ours), _attention(theirs))
+            maps = _same_size(_attention(ours, batch), _attention(theirs, batch))
             ours, theirs = (functional.normalize(one.flatten(1), dim=1) for one in maps)
             distances.append(torch.linalg.vector_norm(ours - theirs, dim=1).mean())
             places = max(places, ours.shape[1])
@@ -56,9 +57,13 @@ class AttentionTransfer(Loss):
         return torch.stack(distances).sum() / 2
 
 
-def _attention(state: torch.Tensor) -> torch.Tensor:
-    """Sum of squares over channels: (N, C, H, W) -> (N, H, W); (N, tokens, D) -> (N, tokens)."""
-    return state.square().sum(dim=1 if state.dim() == 4 else 2)
+def _attention(state: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Sum of squares over channels: (N, C, H, W) -> (N, H, W); (N, tokens, D) -> (N, tokens), 0 at padding."""
+    if state.dim() == 4:
+        return state.square().sum(dim=1)
+    real = real_tokens(batch)
+    found = state.square().sum(dim=2)
+    return found if real is None else found.where(real, 0)
 
 
 def _same_size(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,10 +71,5 @@ def _same_size(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, 
 
     if ours.shape == theirs.shape:
         return ours, theirs
-    if ours.dim() == 2:
-        raise ModelError(
-            f"attention_transfer: the student has {ours.shape[1]} tokens and the teacher {theirs.shape[1]}",
-            remedy="give both the same patch size, or use losses on logits",
-        )
     size = (min(ours.shape[1], theirs.shape[1]), min(ours.shape[2], theirs.shape[2]))
     return functional.adaptive_avg_pool2d(ours, size), functional.adaptive_avg_pool2d(theirs, size)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from edgeforge.core.task import NO_LABEL
 from edgeforge.losses import Loss
-from edgeforge.losses._logits import logit_pair
+from edgeforge.losses._distributions import divergence, softened
 
 if TYPE_CHECKING:
     import torch
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class Decoupled(Loss):
-    """T^2 * (alpha * TCKD + beta * NCKD), averaged over the batch (arXiv:2203.08679).
+    """T^2 * (alpha * TCKD + beta * NCKD), averaged over the samples that have a label (arXiv:2203.08679).
 
     TCKD is KL(teacher || student) between (p, 1 - p), p the probability of the true class; NCKD is the KL between
     the probabilities of the other classes among themselves. Soft targets weigh NCKD by the teacher's 1 - p, which
-    silences it exactly where the teacher is sure; here the two are set apart.
+    silences it exactly where the teacher is sure; here the two are set apart. 0 where no sample has a label.
     """
 
     kind: Literal["decoupled"] = "decoupled"
@@ -28,7 +29,7 @@ class Decoupled(Loss):
     beta: float = Field(default=8.0, ge=0, description="Weight of the other classes among themselves (NCKD).")
     temperature: float = Field(default=4.0, gt=0, description="T: divides the logits of both.")
 
-    uses: ClassVar[tuple[str, ...]] = ("edgeforge.losses._logits",)
+    uses: ClassVar[tuple[str, ...]] = ("edgeforge.losses._distributions",)
 
     def compute(
         self,
@@ -37,11 +38,10 @@ class Decoupled(Loss):
         batch: Mapping[str, torch.Tensor],
         modules: torch.nn.Module | None,
     ) -> torch.Tensor:
-        ours, theirs = logit_pair(student, teacher, self.kind)
-        ours_target, ours_others = _decouple(ours / self.temperature, batch["labels"])
-        theirs_target, theirs_others = _decouple(theirs / self.temperature, batch["labels"])
-        tckd = _divergence(theirs_target, ours_target)
-        nckd = _divergence(theirs_others, ours_others)
+        logits = softened(student, teacher, self.temperature, self.kind)
+        labelled = batch["labels"] != NO_LABEL
+        ours, theirs = (_decouple(one[labelled], batch["labels"][labelled]) for one in logits)
+        tckd, nckd = (divergence(*pair).sum() / labelled.sum().clamp(min=1) for pair in zip(theirs, ours, strict=True))
         return (self.alpha * tckd + self.beta * nckd) * self.temperature**2
 
 
@@ -53,13 +53,6 @@ def _decouple(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor,
     import torch
 
     target = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, labels[:, None], True)
-    others = logits[~target].view(len(logits), -1)
+    others = logits[~target].view(len(logits), logits.shape[1] - 1)
     pair = torch.stack([logits[target], others.logsumexp(dim=1)], dim=1)
     return pair.log_softmax(dim=1), others.log_softmax(dim=1)
-
-
-def _divergence(theirs: torch.Tensor, ours: torch.Tensor) -> torch.Tensor:
-    """KL(theirs || ours) of log probabilities, averaged over the batch."""
-    from torch.nn import functional
-
-    return functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)

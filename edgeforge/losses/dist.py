@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from edgeforge.losses import Loss
-from edgeforge.losses._logits import logit_pair
+from edgeforge.losses._distributions import softened
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ class Dist(Loss):
     gamma: float = Field(default=1.0, ge=0, description="Weight of the relations between samples, per class.")
     temperature: float = Field(default=1.0, gt=0, description="T: divides the logits of both.")
 
-    uses: ClassVar[tuple[str, ...]] = ("edgeforge.losses._logits",)
+    uses: ClassVar[tuple[str, ...]] = ("edgeforge.losses._distributions",)
 
     def compute(
         self,
@@ -37,9 +37,8 @@ class Dist(Loss):
         batch: Mapping[str, torch.Tensor],
         modules: torch.nn.Module | None,
     ) -> torch.Tensor:
-        ours, theirs = logit_pair(student, teacher, self.kind)
-        ours = (ours / self.temperature).softmax(dim=1)
-        theirs = (theirs / self.temperature).softmax(dim=1)
+        logits = softened(student, teacher, self.temperature, self.kind)
+        ours, theirs = (one.softmax(dim=1) for one in logits)
         loss = self.beta * _pearson_distance(ours, theirs, dim=1)
         if len(ours) > 1:
             loss = loss + self.gamma * _pearson_distance(ours, theirs, dim=0)

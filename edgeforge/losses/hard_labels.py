@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from edgeforge.core.task import NO_LABEL
 from edgeforge.losses import Loss
 
 if TYPE_CHECKING:
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class HardLabels(Loss):
-    """Cross entropy with the true labels: what a model without a teacher learns from."""
+    """Cross entropy with the true labels: what a model without a teacher learns from.
+
+    Averaged over the samples that have a label; 0 where none has.
+    """
 
     kind: Literal["hard_labels"] = "hard_labels"
     label_smoothing: float = Field(
@@ -33,4 +37,12 @@ class HardLabels(Loss):
     ) -> torch.Tensor:
         from torch.nn import functional
 
-        return functional.cross_entropy(student.logits.float(), batch["labels"], label_smoothing=self.label_smoothing)
+        labels = batch["labels"]
+        total = functional.cross_entropy(
+            student.logits.float(),
+            labels,
+            ignore_index=NO_LABEL,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
+        return total / (labels != NO_LABEL).sum().clamp(min=1)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from edgeforge.core.errors import ModelError
-from edgeforge.losses import Loss
+from edgeforge.losses import Loss, Training
 from edgeforge.losses._layers import LAYERS_DESCRIPTION, Layers, layer_pairs
+from edgeforge.losses._tokens import mean_per_sample, real_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -20,17 +20,18 @@ class HiddenStates(Loss):
     """Mean squared error between hidden layers, averaged over the pairs (arXiv:1412.6550).
 
     Where widths differ, a linear projection of the student's state is learned beside the student (a 1x1 convolution
-    for feature maps). Where map sizes differ, both are average-pooled to the smaller. The mean, where the paper has
-    half the sum, keeps the weight meaningful whatever the width.
+    for feature maps). Where map sizes differ, both are average-pooled to the smaller. Of texts only the real tokens
+    count. The mean, where the paper has half the sum, keeps the weight meaningful whatever the width. With the pair
+    [0, 0] among `layers` and `attention_maps` beside it, this is TinyBERT's intermediate loss (arXiv:1909.10351).
     """
 
     kind: Literal["hidden_states"] = "hidden_states"
     layers: Layers = Field(default="last", description=LAYERS_DESCRIPTION)
 
     outputs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
-    uses: ClassVar[tuple[str, ...]] = ("edgeforge.losses._layers",)
+    uses: ClassVar[tuple[str, ...]] = ("edgeforge.losses._layers", "edgeforge.losses._tokens")
 
-    def modules(self, student: ModelOutput, teacher: ModelOutput | None) -> torch.nn.Module | None:
+    def modules(self, student: ModelOutput, teacher: ModelOutput | None, training: Training) -> torch.nn.Module | None:
         from torch import nn
 
         projections = nn.ModuleDict()
@@ -49,28 +50,23 @@ class HiddenStates(Loss):
         modules: torch.nn.Module | None,
     ) -> torch.Tensor:
         import torch
-        from torch.nn import functional
 
         projections = dict(modules.named_children()) if modules is not None else {}
         errors = []
         for index, (ours, theirs) in enumerate(layer_pairs(self.layers, student, teacher, self.kind)):
-            ours, theirs = _same_size(ours, theirs)
+            is_map = ours.dim() == 4
+            if is_map:
+                ours, theirs = _same_size(ours, theirs)
             if str(index) in projections:
-                ours = projections[str(index)](ours).float()
-            errors.append(functional.mse_loss(ours, theirs))
+                ours = projections[str(index)](ours)
+            real = None if is_map else real_tokens(batch)
+            errors.append(mean_per_sample((ours - theirs).square(), None if real is None else real[:, :, None]))
         return torch.stack(errors).mean()
 
 
 def _same_size(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Feature maps pooled to the smaller height and width; tokens must match one by one."""
+    """Feature maps pooled to the smaller height and width."""
     from torch.nn import functional
 
-    if ours.dim() == 3:
-        if ours.shape[1] != theirs.shape[1]:
-            raise ModelError(
-                f"hidden_states: the student has {ours.shape[1]} tokens and the teacher {theirs.shape[1]}",
-                remedy="give both the same patch size, or use losses on logits",
-            )
-        return ours, theirs
     size = (min(ours.shape[2], theirs.shape[2]), min(ours.shape[3], theirs.shape[3]))
     return functional.adaptive_avg_pool2d(ours, size), functional.adaptive_avg_pool2d(theirs, size)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from edgeforge.losses import Loss
-from edgeforge.losses._logits import logit_pair
+from edgeforge.losses._distributions import divergence, softened
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class SoftTargets(Loss):
     """T^2 * KL(teacher || student) of softmax(logits / T), averaged over the batch (arXiv:1503.02531).
 
-    Hinton's alpha*T^2*KL + (1-alpha)*CE is this with weight alpha beside `hard_labels` with weight 1-alpha.
+    Hinton's alpha*T^2*KL + (1-alpha)*CE is this with weight alpha beside `hard_labels` with weight 1-alpha. Samples
+    without a label teach as well as others.
     """
 
     kind: Literal["soft_targets"] = "soft_targets"
@@ -26,7 +27,7 @@ class SoftTargets(Loss):
         default=4.0, gt=0, description="T: above 1 softens both distributions, so that small probabilities count."
     )
 
-    uses: ClassVar[tuple[str, ...]] = ("edgeforge.losses._logits",)
+    uses: ClassVar[tuple[str, ...]] = ("edgeforge.losses._distributions",)
 
     def compute(
         self,
@@ -35,13 +36,5 @@ class SoftTargets(Loss):
         batch: Mapping[str, torch.Tensor],
         modules: torch.nn.Module | None,
     ) -> torch.Tensor:
-        from torch.nn import functional
-
-        ours, theirs = logit_pair(student, teacher, self.kind)
-        divergence = functional.kl_div(
-            functional.log_softmax(ours / self.temperature, dim=-1),
-            functional.log_softmax(theirs / self.temperature, dim=-1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        return divergence * self.temperature**2
+        ours, theirs = softened(student, teacher, self.temperature, self.kind)
+        return divergence(theirs.log_softmax(dim=1), ours.log_softmax(dim=1)).mean() * self.temperature**2

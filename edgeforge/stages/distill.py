@@ -11,14 +11,14 @@ from edgeforge.core.artifact import Artifact
 from edgeforge.core.kinds import OneOf
 from edgeforge.core.seeds import derive
 from edgeforge.core.stage import Job, Stage
-from edgeforge.core.task import Task
+from edgeforge.core.task import Split, Task
 from edgeforge.losses import Loss
 from edgeforge.losses.hard_labels import HardLabels
 from edgeforge.losses.soft_targets import SoftTargets
 from edgeforge.students import Student
 from edgeforge.students.width import Width
 from edgeforge.teachers import Teacher
-from edgeforge.training.recipe import Recipe, check_losses, default_teacher, needs_teacher
+from edgeforge.training.recipe import Recipe, check_losses, check_teacher, default_teacher, needs_teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,7 +44,11 @@ class Distill(Stage, Recipe):
     )
 
     needs: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate")
-    uses: ClassVar[tuple[str, ...]] = ("edgeforge.training.loop", "edgeforge.training.objective")
+    uses: ClassVar[tuple[str, ...]] = (
+        "edgeforge.training.loop",
+        "edgeforge.training.objective",
+        "edgeforge.training.precision",
+    )
     distributed: ClassVar[bool] = True
 
     def identity(self) -> dict[str, Any]:
@@ -55,6 +59,7 @@ class Distill(Stage, Recipe):
 
     def check(self) -> None:
         check_losses(self.losses)
+        check_teacher(self.teacher, self.losses)
 
     def work(self, train_size: int) -> int:
         return self.total_steps(train_size) * self.batch_size
@@ -68,15 +73,19 @@ class Distill(Stage, Recipe):
         from edgeforge.models import loading
         from edgeforge.models.footprint import footprint
         from edgeforge.training.loop import fit
+        from edgeforge.training.objective import Trainee
 
         teacher_model = loading.load(inputs["teacher"].path)
-        interface = job.task.open().interface
+        data = job.task.open(inputs["teacher"].path)
+        interface = data.interface
         torch.manual_seed(derive(job.seed, "student"))
         student = self.student.build(teacher_model, job.task, interface)
         teacher = None
+        split: Split = "train"
         if needs_teacher(self.losses):
-            teacher = self.teacher.open(inputs["teacher"], job.accelerator.device)
-        facts = fit(student, self, self.losses, teacher=teacher, job=job)
+            split = "transfer"
+            teacher = self.teacher.open(inputs.get("logits", inputs["teacher"]), job.accelerator.device, data)
+        facts = fit(Trainee(student, self.losses, teacher), self, data=data, job=job, split=split)
         if job.accelerator.is_main_process:
-            loading.save(student, job.folder)
+            loading.save(student, job.folder, tokenizer_from=inputs["teacher"].path)
         return {**footprint(student, interface), **facts}

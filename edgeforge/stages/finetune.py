@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.errors import IncompatiblePlanError
 from edgeforge.core.stage import Job, Stage
-from edgeforge.training.recipe import Recovery, check_losses, default_teacher, needs_teacher
+from edgeforge.core.task import Split
+from edgeforge.training.recipe import Recovery, check_losses, check_teacher, default_teacher, needs_teacher
 
 
 class Finetune(Stage, Recovery):
@@ -17,7 +18,11 @@ class Finetune(Stage, Recovery):
     kind: Literal["finetune"] = "finetune"
 
     needs: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate")
-    uses: ClassVar[tuple[str, ...]] = ("edgeforge.training.loop", "edgeforge.training.objective")
+    uses: ClassVar[tuple[str, ...]] = (
+        "edgeforge.training.loop",
+        "edgeforge.training.objective",
+        "edgeforge.training.precision",
+    )
     distributed: ClassVar[bool] = True
 
     def identity(self) -> dict[str, Any]:
@@ -31,6 +36,7 @@ class Finetune(Stage, Recovery):
 
     def check(self) -> None:
         check_losses(self.losses)
+        check_teacher(self.teacher, self.losses)
         if self.teacher is not None and not needs_teacher(self.losses):
             raise IncompatiblePlanError(
                 "a teacher is named, but no loss asks for one", remedy="add e.g. `- soft_targets` to `losses`"
@@ -43,12 +49,15 @@ class Finetune(Stage, Recovery):
         from edgeforge.models import loading
         from edgeforge.models.footprint import footprint
         from edgeforge.training.loop import fit
+        from edgeforge.training.objective import Trainee
 
         model = loading.load(inputs["model"].path)
-        teacher = None
+        data, teacher = job.data, None
         if needs_teacher(self.losses):
-            teacher = (self.teacher or default_teacher()).open(inputs["teacher"], job.accelerator.device)
-        facts = fit(model, self, self.losses, teacher=teacher, job=job)
+            source = inputs.get("logits", inputs["teacher"])
+            teacher = (self.teacher or default_teacher()).open(source, job.accelerator.device, data)
+        split: Split = "train" if teacher is None else "transfer"
+        facts = fit(Trainee(model, self.losses, teacher), self, data=data, job=job, split=split)
         if job.accelerator.is_main_process:
-            loading.save(model, job.folder)
-        return {**footprint(model, job.task.open().interface), **facts}
+            loading.save(model, job.folder, tokenizer_from=inputs["model"].path)
+        return {**footprint(model, data.interface), **facts}

@@ -34,7 +34,9 @@ class Initialize(Stage):
         from edgeforge.models.footprint import footprint
 
         torch.manual_seed(derive(job.seed, "weights"))
-        interface = job.task.open().interface
-        model = self.model.build(job.task, interface)
-        loading.save(model, job.folder)
-        return footprint(model, interface)
+        folder = self.model.folder()
+        data = job.task.open(folder)
+        model = self.model.build(job.task, data.interface)
+        loading.save(model, job.folder, tokenizer_from=folder)
+        data.write_reader(job.folder)
+        return footprint(model, data.interface)

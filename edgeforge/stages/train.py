@@ -21,7 +21,11 @@ class Train(Stage, Recipe):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Share of each label spread over all classes.")
 
     needs: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate")
-    uses: ClassVar[tuple[str, ...]] = ("edgeforge.training.loop", "edgeforge.training.objective")
+    uses: ClassVar[tuple[str, ...]] = (
+        "edgeforge.training.loop",
+        "edgeforge.training.objective",
+        "edgeforge.training.precision",
+    )
     distributed: ClassVar[bool] = True
 
     def identity(self) -> dict[str, Any]:
@@ -36,11 +40,12 @@ class Train(Stage, Recipe):
         from edgeforge.models import loading
         from edgeforge.models.footprint import footprint
         from edgeforge.training.loop import fit
+        from edgeforge.training.objective import Trainee
 
         torch.manual_seed(derive(job.seed, self.kind))
         model = loading.load(inputs["model"].path)
         losses = [HardLabels(label_smoothing=self.label_smoothing)]
-        facts = fit(model, self, losses, teacher=None, job=job)
+        facts = fit(Trainee(model, losses, None), self, data=job.data, job=job)
         if job.accelerator.is_main_process:
-            loading.save(model, job.folder)
-        return {**footprint(model, job.task.open().interface), **facts}
+            loading.save(model, job.folder, tokenizer_from=inputs["model"].path)
+        return {**footprint(model, job.data.interface), **facts}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.spec import Spec
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from transformers.utils import ModelOutput
 
-    from edgeforge.core.task import Batch
+    from edgeforge.core.task import Batch, TaskData
     from edgeforge.models import Model
 
 
@@ -20,19 +19,21 @@ class Teacher(Spec):
     """Base of every teacher."""
 
     kind: str
+    logits_only: ClassVar[bool] = False
+    """Whether it cannot answer for more than logits, and not about augmented samples."""
 
     def source(self) -> str | Model | None:
         """Which artifact it reads: a stage's name, a model of its own, or None for the chain's model."""
         raise NotImplementedError
 
-    def open(self, artifact: Artifact, device: torch.device) -> OpenTeacher:
-        """Ready to answer."""
+    def open(self, artifact: Artifact, device: torch.device, data: TaskData) -> OpenTeacher:
+        """Ready to answer batches of `data`, the student's. Raises ModelError where it cannot read them."""
         raise NotImplementedError
 
 
 class OpenTeacher:
     """A teacher that answers batches, without gradients."""
 
-    def __call__(self, batch: Batch, outputs: Mapping[str, bool]) -> ModelOutput:
-        """The teacher's outputs for a batch; `outputs` are extra flags such as ``output_hidden_states``."""
+    def __call__(self, batch: Batch, outputs: frozenset[str]) -> ModelOutput:
+        """The teacher's outputs for one of the student's batches; `outputs` names more of them than logits."""
         raise NotImplementedError

@@ -19,17 +19,16 @@ from torch import nn
 from edgeforge.core.errors import ConfigurationError
 from edgeforge.core.seeds import derive
 from edgeforge.core.stage import Job
-from edgeforge.core.task import Batch, TaskData
-from edgeforge.environment import cpu_features
-from edgeforge.losses import Loss
+from edgeforge.core.task import Batch, Split, TaskData, model_inputs
+from edgeforge.losses import Training
 from edgeforge.store import CHECKPOINT
-from edgeforge.teachers import OpenTeacher
 from edgeforge.training import checkpoint
 from edgeforge.training.objective import Trainee
+from edgeforge.training.precision import autocast, uses_bfloat16
 from edgeforge.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 REPORT_EVERY = 10  # steps between progress updates, each of which reads the loss off the device
 EVALUATION_BATCH = 512
@@ -47,41 +46,37 @@ class _State:
     best_step: int = 0
 
 
-def fit(
-    model: PreTrainedModel, recipe: Recipe, losses: Sequence[Loss], *, teacher: OpenTeacher | None, job: Job
-) -> dict[str, Any]:
-    """Train `model` in place on the training split of ``job.task``; return its history for the report.
+def fit(trainee: Trainee, recipe: Recipe, *, data: TaskData, job: Job, split: Split = "train") -> dict[str, Any]:
+    """Train a student in place on a split of `data`; return its history for the report.
 
     Goes on from ``job.folder/checkpoint`` where a checkpoint is there. Raises ConfigurationError where the loss stops
     being a number.
     """
-    training = _Training(model, recipe, losses, teacher, job)
+    training = _Training(trainee, recipe, data, split, job)
     training.resume()
     training.run()
     return training.finish()
 
 
 class _Training:
-    def __init__(
-        self, model: PreTrainedModel, recipe: Recipe, losses: Sequence[Loss], teacher: OpenTeacher | None, job: Job
-    ) -> None:
-        self.recipe, self.job, self.model = recipe, job, model
-        self.data: TaskData = job.task.open()
+    def __init__(self, trainee: Trainee, recipe: Recipe, data: TaskData, split: Split, job: Job) -> None:
+        self.recipe, self.job, self.data, self.split = recipe, job, data, split
         self.accelerator = job.accelerator
-        self.size = self.data.size("train")
+        self.size = self.data.size(split)
         self.per_epoch = max(1, self.size // recipe.batch_size)
         self.total = recipe.total_steps(self.size)
         self.state = _State()
         torch.manual_seed(derive(job.seed, "projections"))
-        self.trainee = Trainee(model, losses, teacher).to(self.accelerator.device)
-        self.trainee.shape_projections(self._batch(list(range(min(2, self.size))), None))
-        if self.data.batch("train", [0])[self.data.interface.input_name].dim() == 4:
+        self.trainee = trainee.to(self.accelerator.device)
+        example = self._batch(list(range(min(2, self.size))), None)
+        self.trainee.make_loss_modules(example, Training(samples=self.size, seed=job.seed))
+        if self.data.interface.pixels is not None:
             self.trainee.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = _optimizer(self.trainee, recipe)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.trainee, optimizer)
         self.average = _copy(self.trainee.student) if recipe.ema else {}
         self.best: dict[str, torch.Tensor] = {}
-        self.bfloat16 = _use_bfloat16(recipe, self.accelerator.device)
+        self.bfloat16 = uses_bfloat16(recipe.precision, self.accelerator.device)
 
     # -- one step
 
@@ -143,7 +138,7 @@ class _Training:
             yield mine[number::count]
 
     def _batch(self, indices: Sequence[int], augment_seed: int | None) -> Batch:
-        batch = self.data.batch("train", indices, augment_seed=augment_seed)
+        batch = self.data.batch(self.split, indices, augment_seed=augment_seed)
         device = self.accelerator.device
         return {
             name: value.to(device, memory_format=torch.channels_last) if value.dim() == 4 else value.to(device)
@@ -151,7 +146,7 @@ class _Training:
         }
 
     def _precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
+        return autocast(self.recipe.precision, self.accelerator.device)
 
     def _average(self) -> None:
         if self.recipe.ema is None:
@@ -205,8 +200,8 @@ class _Training:
         with torch.no_grad():
             for start in range(0, size, EVALUATION_BATCH):
                 batch = self.data.batch("validation", range(start, min(size, start + EVALUATION_BATCH)))
-                labels.append(batch.pop("labels"))
-                inputs = {name: value.to(self.accelerator.device) for name, value in batch.items()}
+                labels.append(batch["labels"])
+                inputs = {name: value.to(self.accelerator.device) for name, value in model_inputs(batch).items()}
                 logits.append(self.trainee.student(**inputs).logits.float().cpu())
         self.trainee.student.load_state_dict(current)
         self.wrapped.train()
@@ -275,14 +270,6 @@ def _rate(recipe: Recipe, step: int, total: int) -> float:
     if recipe.schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
-
-
-def _use_bfloat16(recipe: Recipe, device: torch.device) -> bool:
-    if recipe.precision != "auto":
-        return recipe.precision == "bfloat16"
-    if device.type == "cpu":
-        return bool({"avx512_bf16", "amx_bf16"} & cpu_features())
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
 def _copy(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -88,6 +88,18 @@ def check_losses(losses: tuple[Loss, ...]) -> None:
         raise IncompatiblePlanError("every loss has weight 0", remedy="give one of them a positive weight")
 
 
+def check_teacher(teacher: Teacher | None, losses: tuple[Loss, ...]) -> None:
+    """Raise IncompatiblePlanError where a loss reads more of the teacher than it can answer for."""
+    deeper = [loss.kind for loss in losses if loss.needs_teacher and loss.outputs]
+    if teacher is not None and teacher.logits_only and deeper:
+        raise IncompatiblePlanError(
+            f"`{deeper[0]}` reads the teacher's layers, and a `{teacher.kind}` teacher keeps its logits only: "
+            "the states of every layer and sample would fill the disk",
+            where="teacher",
+            remedy="use `teacher: model` in this stage, or losses on logits such as `soft_targets`",
+        )
+
+
 def default_teacher() -> Teacher:
     """The chain's model so far."""
     return TeacherModel()

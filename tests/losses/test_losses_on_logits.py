@@ -13,6 +13,7 @@ from scipy.stats import pearsonr
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from edgeforge.core.errors import ModelError
+from edgeforge.core.task import NO_LABEL
 from edgeforge.losses import Loss
 from edgeforge.losses.decoupled import Decoupled
 from edgeforge.losses.dist import Dist
@@ -211,3 +212,35 @@ def test_weights_and_smoothing_have_limits() -> None:
 def test_only_hard_labels_do_without_a_teacher() -> None:
     assert not HardLabels.needs_teacher
     assert all(loss.needs_teacher for loss in WITH_TEACHER)
+
+
+# -- samples without a label
+
+
+SOME = np.where(np.arange(len(LABELS)) % 2, LABELS, NO_LABEL)  # every other sample has one
+
+
+@pytest.mark.parametrize("loss", [HardLabels(), HardLabels(label_smoothing=0.2), Decoupled()], **by_kind)
+def test_losses_on_labels_are_the_mean_over_labelled_samples(loss: Loss) -> None:
+    labelled = SOME != NO_LABEL
+    expected = value(loss, STUDENT[labelled], TEACHER[labelled], LABELS[labelled])
+    assert value(loss, STUDENT, TEACHER, SOME) == pytest.approx(expected, rel=1e-6)
+    assert expected != pytest.approx(value(loss), rel=1e-3)
+
+
+@pytest.mark.parametrize("loss", [SoftTargets(), Dist()], **by_kind)
+def test_losses_without_labels_use_every_sample(loss: Loss) -> None:
+    assert value(loss, STUDENT, TEACHER, np.full_like(LABELS, NO_LABEL)) == value(loss)
+
+
+@pytest.mark.parametrize("count", [1, 6])
+@pytest.mark.parametrize("loss", [HardLabels(), HardLabels(label_smoothing=0.2), Decoupled()], **by_kind)
+def test_a_batch_without_labels_costs_nothing_and_can_be_summed(loss: Loss, count: int) -> None:
+    student = torch.tensor(STUDENT[:count], requires_grad=True)
+    batch = {"labels": torch.full((count,), NO_LABEL)}
+    found = loss.compute(outputs(student), outputs(TEACHER[:count]), batch, None)
+    (found + SoftTargets().compute(outputs(student), outputs(TEACHER[:count]), batch, None)).backward()
+    assert float(found) == 0
+    assert student.grad is not None
+    (alone,) = torch.autograd.grad(loss.compute(outputs(student), outputs(TEACHER[:count]), batch, None), student)
+    assert alone.abs().sum() == 0

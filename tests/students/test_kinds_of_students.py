@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import BertConfig, PreTrainedModel
+from transformers import AlbertConfig, PreTrainedModel
 
 from edgeforge.architectures import architecture_of
 from edgeforge.core.errors import ModelError
@@ -170,8 +170,8 @@ def test_widths_that_make_no_sense(multiple: float) -> None:
 
 def test_teachers_of_other_families_are_refused() -> None:
     for spec in (Width(multiple=0.5), Layers(every=2)):
-        with pytest.raises(ModelError, match=r"bert(.|\n)*kind: config"):
-            spec.check(BertConfig())
+        with pytest.raises(ModelError, match=r"albert(.|\n)*kind: config"):
+            spec.check(AlbertConfig())
 
 
 def test_a_teacher_for_other_labels_makes_no_student_by_layers(

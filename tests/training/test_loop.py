@@ -17,15 +17,18 @@ from edgeforge.architectures.vit import Vit
 from edgeforge.core.errors import ConfigurationError
 from edgeforge.core.seeds import derive
 from edgeforge.core.stage import Job
+from edgeforge.core.task import model_inputs
 from edgeforge.losses import Loss
 from edgeforge.losses.hard_labels import HardLabels
 from edgeforge.losses.hidden_states import HiddenStates
 from edgeforge.losses.soft_targets import SoftTargets
 from edgeforge.models.config import Config
+from edgeforge.models.outputs import run
 from edgeforge.store import CHECKPOINT
 from edgeforge.tasks.image_classification import Augment, ImageClassification
 from edgeforge.teachers import OpenTeacher
 from edgeforge.training import loop
+from edgeforge.training.objective import Trainee
 from edgeforge.training.recipe import Recipe
 
 TASK = ImageClassification(augment=Augment(crop=1))
@@ -47,7 +50,7 @@ class Fixed(OpenTeacher):
 
     def __call__(self, batch: Any, outputs: Any) -> Any:
         with torch.no_grad():
-            return self.model(pixel_values=batch["pixel_values"], **outputs)
+            return run(self.model, model_inputs(batch), outputs)
 
 
 class Stopped(Exception):
@@ -71,7 +74,7 @@ def train(
     needs_teacher = any(loss.needs_teacher for loss in losses)
     teacher = Fixed(new_model(architecture, seed=1)) if needs_teacher else None
     job = Job(TASK, folder, seed, functools.cache(Accelerator), Silent())
-    facts = loop.fit(model, recipe, losses, teacher=teacher, job=job)
+    facts = loop.fit(Trainee(model, losses, teacher), recipe, data=TASK.open(), job=job)
     return {name: value.clone() for name, value in model.state_dict().items()}, facts
 
 

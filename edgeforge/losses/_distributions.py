@@ -1,4 +1,4 @@
-"""What every loss on logits needs first."""
+"""What losses between probabilities share."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from transformers.utils import ModelOutput
 
 
-def logit_pair(student: ModelOutput, teacher: ModelOutput | None, loss: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of both, float32, shape (N, labels); the teacher's without gradient.
+def softened(
+    student: ModelOutput, teacher: ModelOutput | None, temperature: float, loss: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of both over the temperature, float32, shape (N, labels); the teacher's without gradient.
 
     Raises ModelError where the two do not answer for the same number of labels.
     """
@@ -24,4 +26,11 @@ def logit_pair(student: ModelOutput, teacher: ModelOutput | None, loss: str) -> 
             f"{loss} compares them label by label",
             remedy="use a teacher trained on the same labels, or losses on hidden states",
         )
-    return ours.float(), theirs.detach().float()
+    return ours.float() / temperature, theirs.detach().float() / temperature
+
+
+def divergence(theirs: torch.Tensor, ours: torch.Tensor) -> torch.Tensor:
+    """KL(theirs || ours) along the last axis of log probabilities."""
+    from torch.nn import functional
+
+    return functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=-1)

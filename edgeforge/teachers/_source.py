@@ -1,0 +1,33 @@
+"""Which model teaches: what every teacher that is a model asks the user."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field, model_validator
+
+from edgeforge.core.kinds import OneOf
+from edgeforge.core.spec import Spec
+from edgeforge.models import Model
+
+if TYPE_CHECKING:
+    from typing import Self
+
+
+class TeachingModel(Spec):
+    """The chain's model so far, an earlier stage's, or any other model of the same task."""
+
+    stage: str | None = Field(default=None, description="An earlier stage by name; absent: the chain's model so far.")
+    model: Annotated[Model, OneOf("edgeforge.models")] | None = Field(
+        default=None, description="A model that is not part of the chain."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.stage is not None and self.model is not None:
+            raise ValueError("a teacher is either a `stage` or a `model`, not both")
+        return self
+
+    def source(self) -> str | Model | None:
+        """See Teacher."""
+        return self.stage if self.model is None else self.model
