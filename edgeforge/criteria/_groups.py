@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import nn
     from torch_pruning.dependency import Group
 
+    from edgeforge.criteria import Units
+
     Weighted = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
     BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
@@ -75,6 +77,15 @@ def by_channel(layer: nn.Module, values: torch.Tensor, outputs: bool) -> torch.T
         return values.flatten(1) if values.dim() > 1 else values[:, None]
     groups = getattr(layer, "groups", 1)
     return values.reshape(groups, -1, *values.shape[1:]).transpose(1, 2).flatten(0, 1).flatten(1)
+
+
+def by_unit(units: Units, scores: LayerScores) -> torch.Tensor:
+    """Each layer's say on each unit, the sum over the unit's channels, shape (layers with a say, count)."""
+    import torch
+
+    with torch.no_grad():
+        said = [scores(layer, outputs) for layer, outputs in units.sides]
+        return torch.stack([values.reshape(units.count, -1).sum(1) for values in said if values is not None])
 
 
 def is_weighted(layer: nn.Module) -> TypeGuard[Weighted]:

@@ -57,6 +57,8 @@ class ChannelGraph:
         import torch_pruning
         from torch import nn
 
+        from edgeforge.models.example import example_inputs
+
         self.model = model
         self.layers: dict[str, nn.Module] = {
             name: module
@@ -66,11 +68,11 @@ class ChannelGraph:
         self._names = {module: name for name, module in model.named_modules()}
         training = model.training
         # Two samples: a batch axis of one looks to the tracer like one that was squeezed.
-        sample = torch.zeros(2, *interface.input_shape)
+        sample = example_inputs(interface, 2)
         with torch.enable_grad():
             self._graph = torch_pruning.DependencyGraph().build_dependency(
                 model,
-                {model.main_input_name: sample},
+                sample,
                 output_transform=lambda outputs: outputs.logits,
                 verbose=False,
             )

@@ -15,6 +15,7 @@ from edgeforge.core.stage import Job
 from edgeforge.criteria import Criterion
 from edgeforge.structures import Structure
 from edgeforge.structures._allocation import Share, allocate, check_ratio
+from edgeforge.structures._size import change, size
 
 if TYPE_CHECKING:
     from typing import Self
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from edgeforge.core.task import Interface
     from edgeforge.criteria import Importance
     from edgeforge.structures._graph import ChannelGraph, Coupled
 
@@ -71,6 +71,7 @@ class Channels(Structure):
         "edgeforge.structures._allocation",
         "edgeforge.structures._attention",
         "edgeforge.structures._graph",
+        "edgeforge.structures._size",
     )
 
     @model_validator(mode="after")
@@ -90,8 +91,9 @@ class Channels(Structure):
         from edgeforge.structures import _attention
         from edgeforge.structures._graph import ChannelGraph
 
-        interface = job.task.open().interface
-        before, widths = _size(model, interface), _widths(model)
+        self.check(criterion)
+        interface = job.data.interface
+        before, widths = size(model, interface), _widths(model)
         graph = ChannelGraph(model, interface)
         wishes = self._wishes(graph)
         unjudged: set[str] = set()
@@ -103,7 +105,7 @@ class Channels(Structure):
         after = _widths(model)
         changed = {name: [width, after[name]] for name, width in widths.items() if after[name] != width}
         self._warn(wishes, unjudged, changed, job)
-        return {"layers": changed, **{name: [before[name], value] for name, value in _size(model, interface).items()}}
+        return {"layers": changed, **change(before, model, interface)}
 
     def _wishes(self, graph: ChannelGraph) -> dict[str, _Wish]:
         """By group name. Raises ModelError for patterns that match nothing and ratios that leave nothing."""
@@ -205,17 +207,3 @@ def _widths(model: torch.nn.Module) -> dict[str, int]:
 
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
     return {name: layer.weight.shape[0] for name, layer in model.named_modules() if isinstance(layer, kinds)}
-
-
-def _size(model: PreTrainedModel, interface: Interface) -> dict[str, int]:
-    """``params`` and ``macs``, which runs the model's shapes once. Raises ModelError where they do not fit together."""
-    from edgeforge.models.footprint import footprint
-
-    try:
-        size = footprint(model, interface)
-    except RuntimeError as error:
-        raise ModelError(
-            f"this {type(model).__name__} does not run with these widths: {str(error).splitlines()[0]}",
-            remedy="put the layers that disagree in `ignore`",
-        ) from error
-    return {"params": size["params"], "macs": size["macs"]}

@@ -14,7 +14,7 @@ from edgeforge.core.errors import IncompatiblePlanError
 from edgeforge.core.report import MeasurementRow
 from edgeforge.core.spec import digest_of
 from edgeforge.core.stage import Job
-from edgeforge.core.task import Interface
+from edgeforge.core.task import Input, Interface, Pixels
 from edgeforge.links import Link, Start, Timings, Workload
 from edgeforge.links.local import Local
 from edgeforge.stages import benchmark
@@ -26,7 +26,7 @@ ROUNDS = 40
 class Data:
     """Twenty test images, each filled with its own number; the other splits may not be read."""
 
-    interface = Interface("image", (1, 4, 4), "logits", ("a", "b"), (0.0,), (1.0,))
+    interface = Interface((Input("pixel_values", (1, 4, 4)),), "logits", ("a", "b"), Pixels((0.0,), (1.0,)))
 
     def size(self, split: str) -> int:
         assert split == "test"
@@ -34,7 +34,7 @@ class Data:
 
     def batch(self, split: str, indices: Any) -> dict[str, Any]:
         images = np.stack([np.full((1, 4, 4), index, np.float32) for index in indices])
-        return {"image": SimpleNamespace(numpy=lambda: images), "labels": None}
+        return {"pixel_values": SimpleNamespace(numpy=lambda: images), "labels": None}
 
 
 class FakeLink(Link):
@@ -49,7 +49,7 @@ class FakeLink(Link):
 
     def measure(self, workload: Workload, progress: Any) -> Timings:
         seen.append(workload)
-        arrays.append(np.load(workload.inputs))
+        arrays.append(dict(np.load(workload.inputs)))
         rng = np.random.default_rng(0)
         machine = rng.lognormal(0, 0.5, ROUNDS)  # the same disturbance for all files of a round
         cost = {"model": 0.05, "baseline": 0.05 * self.ratio, "floor": 0.004}
@@ -68,7 +68,7 @@ class FakeLink(Link):
 
 
 seen: list[Workload] = []
-arrays: list[np.ndarray] = []
+arrays: list[dict[str, np.ndarray]] = []
 
 
 class Progress:
@@ -87,7 +87,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: FakeLink, **input
     seen.clear()
     arrays.clear()
     monkeypatch.setattr(benchmark, "link_of", lambda kind: link)
-    task: Any = SimpleNamespace(open=Data)
+    task: Any = SimpleNamespace(open=lambda model: Data())
     job = Job(task, tmp_path, 7, lambda: None, Progress())  # type: ignore[arg-type, return-value]
     facts = dict(Benchmark(device="host_cpu").run(inputs, job))
     assert json.loads((tmp_path / "measurements.json").read_text()) == facts, "plain JSON, kept beside"
@@ -102,8 +102,8 @@ def test_file_baseline_and_floor_take_turns_on_real_inputs(tmp_path, monkeypatch
     assert workload.starts == {"model": 3, "floor": 1}
     assert workload.seed == 7
     assert not workload.inputs.exists(), "what was made for the measurement is removed"
-    assert arrays[0].shape == (16, 1, 4, 4)
-    assert arrays[0][:, 0, 0, 0].tolist() == list(range(16))
+    assert arrays[0]["pixel_values"].shape == (16, 1, 4, 4)
+    assert arrays[0]["pixel_values"][:, 0, 0, 0].tolist() == list(range(16))
     rows = {row["metric"]: MeasurementRow.model_validate(row) for row in facts["measurements"]}
     assert {name: row.n for name, row in rows.items()} == {
         "latency_ms": 40,
@@ -185,4 +185,4 @@ def test_the_empty_graph_returns_its_input(tmp_path) -> None:
     runtime = runtime_for("onnx")
     assert runtime is not None
     image = np.random.default_rng(0).random((1, 1, 4, 4), np.float32)
-    assert np.array_equal(runtime.open(folder, threads=1).run({"image": image}), image)
+    assert np.array_equal(runtime.open(folder, threads=1).run({"pixel_values": image}), image)

@@ -1,8 +1,9 @@
-"""A job without data, and models that the shared families do not cover."""
+"""A job without data, models that the shared families do not cover, and small encoders with data of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from edgeforge.core.stage import Job
-from edgeforge.core.task import Interface
+from edgeforge.core.task import Input, Interface, Tokens
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
+
+ENCODERS = ("bert", "distilbert", "electra", "roberta", "vit")
+VOCABULARY = 60
 
 
 class Progress:
@@ -32,7 +37,7 @@ class Progress:
 @pytest.fixture
 def job(tiny_interface: Interface) -> Callable[..., Any]:
     """seed -> a job whose task knows its interface and nothing else."""
-    task: Any = SimpleNamespace(open=lambda: SimpleNamespace(interface=tiny_interface))
+    task: Any = SimpleNamespace(open=lambda model=None: SimpleNamespace(interface=tiny_interface))
 
     def make(seed: int = 0) -> Job:
         return Job(task, Path(), seed, lambda: pytest.fail("no device is needed"), Progress())  # type: ignore[arg-type,return-value]
@@ -58,3 +63,124 @@ def model(request: pytest.FixtureRequest, tiny_model: Callable[[str], PreTrained
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, std=0.1)
     return made.eval()
+
+
+def text_model(family: str) -> PreTrainedModel:
+    """A classifier of four labels: 3 blocks of 4 heads of 8, 48 neurons. Its weights are large enough to matter."""
+    import torch
+    import transformers
+
+    names = {"bert": "Bert", "distilbert": "DistilBert", "electra": "Electra", "roberta": "Roberta"}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+    if family == "distilbert":
+        sizes = {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48}
+    if family == "electra":
+        sizes["embedding_size"] = 16
+    config = getattr(transformers, f"{names[family]}Config")(
+        **sizes, vocab_size=VOCABULARY, max_position_embeddings=40, num_labels=4
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = getattr(transformers, f"{names[family]}ForSequenceClassification")(config)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    made: PreTrainedModel = model.float().eval()
+    return made
+
+
+@dataclass
+class Samples:
+    """Samples of random numbers with labels; texts of 4 to 9 tokens, padded to the longest of a batch."""
+
+    interface: Interface
+    asked: list[str] = field(default_factory=list)
+
+    def size(self, split: str) -> int:
+        return 40
+
+    def batch(self, split: str, indices: Sequence[int], *, augment_seed: int | None = None) -> dict[str, torch.Tensor]:
+        import torch
+
+        self.asked.append(split)
+        labels = {"labels": torch.tensor([index % 4 for index in indices]), "rows": torch.tensor(list(indices))}
+        if self.interface.tokens is None:
+            made = [torch.randn(1, 16, 16, generator=torch.Generator().manual_seed(index)) for index in indices]
+            return {"pixel_values": torch.stack(made), **labels}
+        longest = max(4 + index % 6 for index in indices)
+        ids = torch.full((len(indices), longest), self.interface.tokens.pad_id)
+        mask = torch.zeros_like(ids)
+        for row, index in enumerate(indices):
+            length = 4 + index % 6
+            generator = torch.Generator().manual_seed(index)
+            ids[row, :length] = torch.randint(5, VOCABULARY, (length,), generator=generator)
+            mask[row, :length] = 1
+        return {"input_ids": ids, "attention_mask": mask, **labels}
+
+
+@dataclass
+class Subject:
+    """A model and a job whose task has data for it."""
+
+    model: PreTrainedModel
+    job: Job
+    data: Samples
+
+    def answer(self, model: PreTrainedModel | None = None) -> torch.Tensor:
+        import torch
+
+        batch = self.data.batch("test", range(7))
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", "rows")}
+        with torch.no_grad():
+            logits: torch.Tensor = (model or self.model)(**inputs).logits
+        return logits
+
+    def loss(self, model: PreTrainedModel, rows: Sequence[int] = range(40)) -> float:
+        """The mean loss of these training samples, one by one: padding plays no part."""
+        import torch
+        from torch.nn import functional
+
+        total = 0.0
+        for row in rows:
+            batch = self.data.batch("train", [row])
+            inputs = {name: value for name, value in batch.items() if name not in ("labels", "rows")}
+            with torch.no_grad():
+                total += float(functional.cross_entropy(model(**inputs).logits, batch["labels"]))
+        return total / len(rows)
+
+
+@pytest.fixture
+def subject_of(
+    tiny_interface: Interface, tiny_model: Callable[[str], PreTrainedModel], tmp_path: Path
+) -> Callable[[str], Subject]:
+    """Family name -> its small encoder with 40 training samples."""
+
+    def make(family: str) -> Subject:
+        import torch
+        from torch.nn import functional
+
+        interface, model = tiny_interface, tiny_model("vit") if family == "vit" else text_model(family)
+        if family != "vit":
+            pad = int(model.config.pad_token_id)
+            interface = Interface(
+                inputs=(
+                    Input("input_ids", (12,), "int64", variable=True, fill=3),
+                    Input("attention_mask", (12,), "int64", variable=True, fill=1),
+                ),
+                output_name="logits",
+                labels=tiny_interface.labels,
+                tokens=Tokens(VOCABULARY, 12, pad),
+            )
+        data = Samples(interface)
+        task: Any = SimpleNamespace(
+            open=lambda model=None: data, loss=lambda logits, batch: functional.cross_entropy(logits, batch["labels"])
+        )
+        accelerator: Any = SimpleNamespace(device=torch.device("cpu"))
+        return Subject(model, Job(task, tmp_path, 0, lambda: accelerator, Progress(), tmp_path), data)
+
+    return make
+
+
+@pytest.fixture(params=ENCODERS)
+def subject(request: pytest.FixtureRequest, subject_of: Callable[[str], Subject]) -> Subject:
+    """Each encoder family in turn."""
+    return subject_of(request.param)
