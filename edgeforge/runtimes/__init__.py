@@ -25,6 +25,8 @@ class Runtime(Spec):
     kind: str
     format: ClassVar[str]
     """The artifact format it opens."""
+    measures_speed: ClassVar[bool] = True
+    """False: how fast it is says nothing about any device, so it gives answers and is never timed."""
 
     def available(self) -> str | None:
         """None where this runtime can run here, else the reason it cannot, as a sentence."""
@@ -38,11 +40,14 @@ class Runtime(Spec):
         raise NotImplementedError
 
 
-def runtime_for(format: str) -> Runtime | None:
-    """The runtime that opens an artifact format, or None."""
+def runtime_for(format: str, *, timed: bool = True) -> Runtime | None:
+    """The runtime that opens an artifact format, or None: one that can run here, where there is any.
+
+    `timed`: only runtimes whose speed means something. Without, the one that ships still goes first.
+    """
     from edgeforge.core.kinds import discover
 
-    for cls in discover("edgeforge.runtimes", Runtime).values():
-        if cls.format == format:  # type: ignore[attr-defined]
-            return cls(kind=cls.model_fields["kind"].default)  # type: ignore[return-value,call-arg]
-    return None
+    classes = [cls for cls in discover("edgeforge.runtimes", Runtime).values() if cls.format == format]  # type: ignore[attr-defined]
+    found: list[Runtime] = [cls(kind=cls.model_fields["kind"].default) for cls in classes]  # type: ignore[call-arg,misc]
+    found = sorted((one for one in found if one.measures_speed or not timed), key=lambda one: not one.measures_speed)
+    return next((one for one in found if one.available() is None), found[0] if found else None)

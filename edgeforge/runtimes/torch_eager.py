@@ -34,16 +34,15 @@ class TorchSession:
         self._threads = threads
 
     def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        """See Session. One input, whatever its name."""
+        """See Session."""
         import torch
 
-        (values,) = inputs.values()
         before = torch.get_num_threads()
         # The number of threads belongs to the process: others find it as they left it.
         torch.set_num_threads(self._threads or before)
         try:
             with torch.inference_mode():
-                logits = self._model(torch.from_numpy(values)).logits
+                logits = self._model(**{name: torch.from_numpy(value) for name, value in inputs.items()}).logits
         finally:
             torch.set_num_threads(before)
         return logits.float().numpy()  # type: ignore[no-any-return]
