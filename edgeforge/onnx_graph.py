@@ -103,16 +103,16 @@ def known_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
     }
 
 
-def batch_size(input_shape: tuple[int, ...]) -> int:
-    """How many inputs to run at once where every inner value is kept: 32 small images, few large ones."""
-    return max(1, min(32, 2**19 // math.prod(input_shape)))
+def batch_size(interface: Interface) -> int:
+    """How many samples to run at once where every inner value is kept: 32 small ones, few large ones."""
+    return max(1, min(32, 2**19 // max(math.prod(value.shape) for value in interface.inputs)))
 
 
 # -- what a file says about itself
 
 
 def describe(model: onnx.ModelProto, interface: Interface, task: str) -> None:
-    """Fill the file's own metadata: who wrote it, for which task, its labels, and how raw pixels become its input."""
+    """Fill the file's own metadata: who wrote it, for which task, its labels, and how raw data become its inputs."""
     from onnx import helper
 
     model.producer_name = "edgeforge"
@@ -121,8 +121,15 @@ def describe(model: onnx.ModelProto, interface: Interface, task: str) -> None:
 
 
 def described(interface: Interface, task: str) -> dict[str, str]:
-    """The metadata entries of a file with this interface. ``preprocessing``: input = (value / 255 - mean) / std."""
-    preprocessing = {"rescale": 1 / 255, "mean": interface.mean, "std": interface.std}
+    """The metadata entries of a file with this interface.
+
+    ``preprocessing`` of images: input = (value / 255 - mean) / std; of texts: ``tokenizer.json``, cut at `max_length`.
+    """
+    preprocessing: dict[str, Any]
+    if interface.pixels is not None:
+        preprocessing = {"rescale": 1 / 255, "mean": interface.pixels.mean, "std": interface.pixels.std}
+    else:
+        preprocessing = {"tokenizer": "tokenizer.json", "max_length": interface.text.max_length}
     return {
         "task": task,
         "labels": json.dumps(interface.labels, ensure_ascii=False),
@@ -135,7 +142,8 @@ def preprocessor(interface: Interface) -> dict[str, Any]:
 
     Input shape (C, H, W): images are resized to squares or rectangles of (H, W), bilinear.
     """
-    _, height, width = interface.input_shape
+    _, height, width = interface.image_shape
+    assert interface.pixels is not None
     return {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
@@ -144,8 +152,8 @@ def preprocessor(interface: Interface) -> dict[str, Any]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(interface.mean),
-        "image_std": list(interface.std),
+        "image_mean": list(interface.pixels.mean),
+        "image_std": list(interface.pixels.std),
     }
 
 

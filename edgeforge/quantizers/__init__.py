@@ -33,8 +33,14 @@ class Quantizer(Spec):
         """The same quantizer with its device-dependent choices made. Most have none."""
         return self
 
-    def advice(self, export: str) -> str | None:
-        """A warning for `plan` where this choice costs more than it gives in that format."""
+    def check(self, export: str) -> None:
+        """Refuse, from the spec alone, what that format cannot say. Raises IncompatiblePlanError."""
+
+    def advice(self, export: str, reads: str) -> str | None:
+        """A warning for `plan` where this choice costs more than it gives in that format.
+
+        `reads`: ``images`` or ``texts``; models of texts have no convolutions.
+        """
         return None
 
     def quantize(self, model: Artifact, job: Job) -> Mapping[str, Any]:

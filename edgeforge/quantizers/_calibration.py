@@ -28,12 +28,12 @@ class Calibrator:
     """Runs a float graph with its inner values as outputs. `batches` starts over at every call."""
 
     def __init__(
-        self, model: onnx.ModelProto, names: Sequence[str], batches: Callable[[], Iterator[np.ndarray]]
+        self, model: onnx.ModelProto, names: Sequence[str], batches: Callable[[], Iterator[dict[str, np.ndarray]]]
     ) -> None:
-        """`names`: float values of the graph, its input included. A batch: the input, float32, (N, ...)."""
-        self._input = model.graph.input[0].name
-        self._names = [name for name in names if name != self._input]
-        self._has_input = self._input in names
+        """`names`: float values of the graph, its inputs included. A batch: inputs by name, (N, ...), of any length."""
+        inputs = {value.name for value in model.graph.input}
+        self._inputs = [name for name in names if name in inputs]
+        self._names = [name for name in names if name not in inputs]
         self._batches = batches
         self._session = _watched(model, self._names)
 
@@ -49,11 +49,18 @@ class Calibrator:
         counts = self._histograms(seen, folded=method == "entropy")
         return {name: _chosen(method, counts[name], seen[name], percentile) for name in seen}
 
+    def magnitudes(self) -> dict[str, np.ndarray]:
+        """Value name -> the largest absolute number in each channel (last axis), float32, (channels,)."""
+        found: dict[str, np.ndarray] = {}
+        for name, value in self._values():
+            largest = np.abs(value).reshape(-1, value.shape[-1]).max(axis=0)
+            found[name] = np.maximum(found[name], largest) if name in found else largest
+        return found
+
     def _values(self) -> Iterator[tuple[str, np.ndarray]]:
         for batch in self._batches():
-            if self._has_input:
-                yield self._input, batch
-            yield from zip(self._names, self._session.run(self._names, {self._input: batch}), strict=True)
+            yield from ((name, batch[name]) for name in self._inputs)
+            yield from zip(self._names, self._session.run(self._names, batch), strict=True)
 
     def _extremes(self) -> dict[str, Range]:
         found: dict[str, Range] = {}

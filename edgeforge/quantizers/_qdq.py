@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,11 +41,15 @@ CONVOLUTIONAL = (
 
 @dataclass(frozen=True)
 class Placed:
-    """A quantized graph, and the numbers it was given, by the names of the float graph's values and constants."""
+    """A quantized graph, and the numbers it was given, by the names of the float graph's values and constants.
+
+    The values in `layers_only` are rounded for the layers that multiply them; the others for all that read them.
+    """
 
     model: onnx.ModelProto
     values: Mapping[str, Numbers]
     weights: Mapping[str, Numbers]
+    layers_only: Sequence[str]
 
 
 # -- the float graph
@@ -158,7 +162,8 @@ def place(
         quantizer.model.topological_sort()
     quantized: onnx.ModelProto = quantizer.model.model
     _restore_outputs(quantized)
-    return Placed(quantized, *_recorded(quantized))
+    restored = () if "Add" in operators else _restore_readers(quantized, set(only or layers(model)) - set(kept))
+    return Placed(quantized, *_recorded(quantized), restored)
 
 
 @contextlib.contextmanager
@@ -209,6 +214,23 @@ def _restore_outputs(model: onnx.ModelProto) -> None:
             node.output[:] = [name if item == source else item for item in node.output]
         graph.node.remove(quantize)
         graph.node.remove(dequantize)
+
+
+def _restore_readers(model: onnx.ModelProto, quantized: Collection[str]) -> list[str]:
+    """Of values that `quantized` layers multiply, give all else the float ones back: no residual is to be rounded.
+
+    Returns the values' names.
+    """
+    readers = onnx_graph.consumers(model)
+    restored = []
+    for name, (quantize, _) in pairs(model).items():
+        others = [node for node in readers.get(name, ()) if node.name not in quantized]
+        if not others or len(others) == len(readers[name]):
+            continue
+        restored.append(quantize.input[0])
+        for node in others:
+            node.input[:] = [quantize.input[0] if item == name else item for item in node.input]
+    return restored
 
 
 def pairs(model: onnx.ModelProto) -> dict[str, tuple[onnx.NodeProto, onnx.NodeProto]]:

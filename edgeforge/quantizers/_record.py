@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from edgeforge import onnx_graph
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.stage import Job
+from edgeforge.quantizers._embeddings import Table
 
 if TYPE_CHECKING:
     import onnx
@@ -39,30 +41,57 @@ class Numbers:
         }
 
 
-def record(
-    job: Job, scheme: Literal["static", "dynamic"], *, values: Mapping[str, Numbers], weights: Mapping[str, Numbers]
-) -> None:
-    """Write ``quantization.json``: the numbers by the names of the float file's values and constants.
+@dataclass(frozen=True)
+class Smoothed:
+    """Outliers moved into `weights`: they multiply value / factors, and are multiplied by them; float32, (K,).
+
+    `folded`: the division is in the LayerNormalization that gives the value, and in no operator of its own.
+    """
+
+    value: str
+    weights: tuple[str, ...]
+    folded: bool
+    factors: np.ndarray
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; float32 factors survive it exactly."""
+        return {**vars(self), "weights": list(self.weights), "factors": self.factors.tolist()}
+
+
+@dataclass(frozen=True)
+class Record:
+    """The numbers a file quantizer chose, by the names of the float file's values and constants.
 
     Integers are not in it: whoever checks the file computes them from the float weights. Biases follow from their
     layer: input scale times weight scale. With scheme `dynamic`, inputs of layers with quantized weights get their
-    numbers at run time.
+    numbers at run time. Values in `layers_only` are rounded only where such layers read them. The scales of
+    embedding tables follow from their rows. `smoothed` was done first of all.
     """
-    content = {
-        "scheme": scheme,
-        "values": {name: numbers.to_json() for name, numbers in sorted(values.items())},
-        "weights": {name: numbers.to_json() for name, numbers in sorted(weights.items())},
-    }
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    (job.folder / RECORD).write_text(text, encoding="utf-8")
 
+    scheme: Literal["static", "dynamic"]
+    weights: Mapping[str, Numbers]
+    values: Mapping[str, Numbers] = field(default_factory=dict)
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    smoothed: Sequence[Smoothed] = ()
+    layers_only: Sequence[str] = ()
 
-def coverage(original: onnx.ModelProto, weights: Mapping[str, Numbers]) -> float:
-    """The share of the float file's constants (by count of numbers) that became integers, in percent."""
-    floats = {
-        name: array.size for name, array in onnx_graph.initializers(original).items() if array.dtype == np.float32
-    }
-    return 100 * sum(floats[name] for name in weights) / max(sum(floats.values()), 1)
+    def write(self, folder: Path) -> None:
+        """Write ``quantization.json``."""
+        parts = {
+            part: {name: entry.to_json() for name, entry in sorted(getattr(self, part).items())}
+            for part in ("values", "weights", "tables")
+        }
+        smoothed = [entry.to_json() for entry in self.smoothed]
+        content = {"scheme": self.scheme, **parts, "smoothed": smoothed, "layers_only": sorted(self.layers_only)}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        (folder / RECORD).write_text(text, encoding="utf-8")
+
+    def coverage(self, original: onnx.ModelProto) -> float:
+        """The share of the float file's constants (by count of numbers) that became integers, in percent."""
+        floats = {
+            name: array.size for name, array in onnx_graph.initializers(original).items() if array.dtype == np.float32
+        }
+        return 100 * sum(floats[name] for name in (*self.weights, *self.tables)) / max(sum(floats.values()), 1)
 
 
 def copy_companions(model: Artifact, job: Job) -> None:

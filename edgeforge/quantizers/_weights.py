@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.errors import ModelError
@@ -36,13 +37,26 @@ NEEDS = ("numpy", "safetensors", "torch", "transformers")
 # reaches one step further. 20 candidates lose 1 % of squared error against 40.
 SEARCHED = np.linspace(0.5, 1.15, 20)
 KMEANS_ROUNDS = 100
+MIN_ROWS = 16  # of an embedding table: token types have two
 CUTS = 129  # evenly spaced, and as many again at equal shares of the numbers
 
 
+MinElements = Annotated[int, Field(ge=1, description="Weights with fewer elements stay float.")]
+Embeddings = Annotated[
+    bool, Field(description="Quantize embedding tables too; a row counts as an output channel, its numbers as inputs.")
+]
+
+
 def quantize_weights(
-    model: Artifact, job: Job, *, spec: Spec, minimum: int, choose: Callable[[np.ndarray], QuantizedWeight]
+    model: Artifact,
+    job: Job,
+    *,
+    spec: Spec,
+    minimum: int,
+    embeddings: bool,
+    choose: Callable[[np.ndarray], QuantizedWeight],
 ) -> Mapping[str, Any]:
-    """Quantize the weights of convolutions and linear layers of at least `minimum` elements; write the torch artifact.
+    """Quantize weights of at least `minimum` elements of layers (and embeddings); write the torch artifact.
 
     `choose` gives the numbers for one weight, float32, shape (output channels, input channels, kernel...).
     Returns facts: what was covered, what stayed float and why, how far the weights moved. Raises ModelError.
@@ -52,9 +66,12 @@ def quantize_weights(
     from edgeforge.models.operations import trace
 
     network = loading.load(model.path)
-    found = trace(network, job.task.open().interface).layers
+    traced = trace(network, job.data.interface)
+    found = traced.layers
     moved = set(absorb_batch_norm(network, found))
     layers = dict.fromkeys(layer.weight for layer in found)
+    tables = dict.fromkeys(lookup.table for lookup in traced.lookups if embeddings)
+    layers |= {name: None for name in tables if network.get_parameter(name).shape[0] >= MIN_ROWS}
     shared = {layer.weight for layer in found if layer.batch_norm and layer.batch_norm not in moved}
     weights: dict[str, QuantizedWeight] = {}
     error = squared = 0.0
@@ -73,7 +90,7 @@ def quantize_weights(
     }
     if not weights:
         job.progress.warn(f"no weight has {minimum} elements or more: nothing was quantized")
-    loading.save(network, job.folder)
+    loading.save(network, job.folder, tokenizer_from=model.path)
     write(QuantizedWeights(weights, kept, spec.model_dump(mode="json")), job.folder)
     total = sum(parameter.numel() for parameter in network.parameters())
     return {
@@ -106,7 +123,7 @@ def _reason(name: str, layers: Container[str], shared: Container[str], minimum: 
     """Why a parameter of two or more axes stayed float."""
     if name in shared:
         return "its batch normalization is used in several places"
-    return f"fewer than {minimum} elements" if name in layers else "not of a convolution or linear layer"
+    return f"fewer than {minimum} elements" if name in layers else "not of a layer that is quantized"
 
 
 def _scheme(weight: QuantizedWeight) -> str:

@@ -13,14 +13,22 @@ from edgeforge.core.errors import IncompatiblePlanError
 from edgeforge.core.stage import Job
 from edgeforge.models.quantized_weights import QuantizedWeight
 from edgeforge.quantizers import Quantizer
-from edgeforge.quantizers._weights import NEEDS, USES, linear, palettize, quantize_weights
+from edgeforge.quantizers._weights import (
+    NEEDS,
+    USES,
+    Embeddings,
+    MinElements,
+    linear,
+    palettize,
+    quantize_weights,
+)
 
 
 class Int4Weights(Quantizer):
-    """Weights of convolutions and linear layers in 4 bits; the arithmetic stays float. An eighth of float32's bytes.
+    """Weights of convolutions, linear layers and embeddings in 4 bits: an eighth of float32's bytes.
 
-    `linear`: symmetric integers, round to nearest, float16 scales. `palettize`: each weight is one of 16 float16
-    values, found by k-means.
+    Arithmetic stays float. `linear`: symmetric integers, round to nearest, float16 scales. `palettize`: each weight is
+    one of 16 float16 values, found by k-means.
     """
 
     kind: Literal["int4_weights"] = "int4_weights"
@@ -46,28 +54,32 @@ class Int4Weights(Quantizer):
         description="palettize: output channels that share a palette. Where it does not divide a layer's output "
         "channels, that layer has one palette.",
     )
-    min_elements: int = Field(default=1024, ge=1, description="Weights with fewer elements stay float.")
+    embeddings: Embeddings = True
+    min_elements: MinElements = 1024
 
     accepts: ClassVar[frozenset[str]] = frozenset({"torch"})
-    writes: ClassVar[frozenset[str]] = frozenset({"coreml", "onnx"})
+    writes: ClassVar[frozenset[str]] = frozenset({"coreml", "onnx", "openvino"})
     needs: ClassVar[tuple[str, ...]] = NEEDS
     uses: ClassVar[tuple[str, ...]] = USES
 
-    def advice(self, export: str) -> str | None:
-        """See Quantizer. Raises IncompatiblePlanError where the format cannot say the method."""
-        if export != "onnx":
-            return None
-        if self.method == "palettize":
+    def check(self, export: str) -> None:
+        if export != "coreml" and self.method == "palettize":
             raise IncompatiblePlanError(
-                "ONNX has no palettes", where="quantize.method", remedy="use method: linear, or export to coreml"
+                f"{export} has no palettes", where="quantize.method", remedy="use method: linear, or export to coreml"
             )
+
+    def advice(self, export: str, reads: str) -> str | None:
+        if export != "onnx" or reads != "images":
+            return None
         return (
             "int4_weights makes ONNX convolutions smaller but slower than float32; only matrix products "
             "(transformers) gain, and large ones most. For CNNs use int8_static"
         )
 
     def quantize(self, model: Artifact, job: Job) -> Mapping[str, Any]:
-        facts = quantize_weights(model, job, spec=self, minimum=self.min_elements, choose=self._choose)
+        facts = quantize_weights(
+            model, job, spec=self, minimum=self.min_elements, embeddings=self.embeddings, choose=self._choose
+        )
         if self.method == "palettize":
             return {"scheme": "palettized", "bits": 4, "group_size": self.group_size, **facts}
         return {"scheme": "linear", "bits": 4, "block_size": self.block_size, **facts}

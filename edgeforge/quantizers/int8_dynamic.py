@@ -14,7 +14,8 @@ from edgeforge.core.artifact import Artifact
 from edgeforge.core.extras import require
 from edgeforge.core.stage import Job
 from edgeforge.quantizers import Quantizer
-from edgeforge.quantizers._record import Numbers, copy_companions, coverage, record
+from edgeforge.quantizers._embeddings import Embeddings, quantize_embeddings
+from edgeforge.quantizers._record import Numbers, Record, copy_companions
 
 if TYPE_CHECKING:
     import onnx
@@ -30,13 +31,21 @@ class Int8Dynamic(Quantizer):
     """
 
     kind: Literal["int8_dynamic"] = "int8_dynamic"
+    embeddings: Embeddings = "int8"
 
     accepts: ClassVar[frozenset[str]] = frozenset({"onnx"})
     writes: ClassVar[frozenset[str]] = frozenset({"onnx"})
     needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
-    uses: ClassVar[tuple[str, ...]] = ("edgeforge.onnx_graph", "edgeforge.quantizers._record")
+    uses: ClassVar[tuple[str, ...]] = (
+        "edgeforge.onnx_graph",
+        "edgeforge.onnx_rows",
+        "edgeforge.quantizers._embeddings",
+        "edgeforge.quantizers._record",
+    )
 
-    def advice(self, export: str) -> str | None:
+    def advice(self, export: str, reads: str) -> str | None:
+        if reads != "images":
+            return None
         return (
             "int8_dynamic quantizes matrix products only, since ONNX Runtime's dynamic convolutions are far "
             "slower than float32: convolutional networks stay nearly as large. For those use int8_static"
@@ -47,12 +56,13 @@ class Int8Dynamic(Quantizer):
         original = onnx_graph.load(model.path)
         quantized = _quantized(original)
         weights = _recorded(quantized, original)
+        record = Record("dynamic", weights, tables=quantize_embeddings(quantized, self.embeddings))
         layers = _layers(original)
         onnx_graph.compact(quantized, quantized=True)
-        onnx_graph.describe(quantized, job.task.open().interface, job.task.kind)
+        onnx_graph.describe(quantized, job.data.interface, job.task.kind)
         size = onnx_graph.save(quantized, job.folder)
         copy_companions(model, job)
-        record(job, "dynamic", values={}, weights=weights)
+        record.write(job.folder)
         if not weights:
             job.progress.warn("int8_dynamic found no matrix product to quantize: the file is as it was")
         return {
@@ -63,8 +73,9 @@ class Int8Dynamic(Quantizer):
             "per_channel": True,
             "quantized": [name for name, operator in layers.items() if operator in OPERATORS],
             "kept_float": {name: "a convolution" for name, operator in layers.items() if operator not in OPERATORS},
-            "coverage_percent": coverage(original, weights),
+            "coverage_percent": record.coverage(original),
             "bytes": size,
+            **({"embeddings": self.embeddings} if record.tables else {}),
         }
 
 
@@ -125,14 +136,13 @@ def _quiet() -> Iterator[None]:
 def _recorded(quantized: onnx.ModelProto, original: onnx.ModelProto) -> dict[str, Numbers]:
     """The numbers of every quantized weight; axes are the original's, since weights of Gemm were transposed."""
     constants = onnx_graph.initializers(quantized)
-    floats = onnx_graph.initializers(original)
     found = {}
-    for name, weight in floats.items():
-        integers = constants.get(f"{name}_quantized")
-        if integers is None:
+    for node in original.graph.node:
+        name = node.input[1] if node.op_type in OPERATORS else ""
+        if f"{name}_quantized" not in constants:
             continue
         scale, zero_point = constants[f"{name}_scale"], constants[f"{name}_zero_point"]
-        transposed = integers.shape != weight.shape
+        transposed = node.op_type == "Gemm" and onnx_graph.attribute(node, "transB", 0)
         axis = (0 if transposed else 1) if scale.size > 1 else None
         found[name] = Numbers(str(zero_point.dtype), np.squeeze(scale), np.squeeze(zero_point), axis)
     return found

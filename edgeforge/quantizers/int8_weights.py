@@ -10,13 +10,13 @@ from pydantic import Field
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.stage import Job
 from edgeforge.quantizers import Quantizer
-from edgeforge.quantizers._weights import NEEDS, USES, linear, quantize_weights
+from edgeforge.quantizers._weights import NEEDS, USES, Embeddings, MinElements, linear, quantize_weights
 
 
 class Int8Weights(Quantizer):
-    """Weights of convolutions and linear layers as 8-bit integers with float16 scales; the arithmetic stays float.
+    """Weights of convolutions, linear layers and embeddings as 8-bit integers with float16 scales.
 
-    Symmetric, round to nearest. A quarter of float32's bytes, at hardly any loss.
+    Symmetric, round to nearest; arithmetic stays float. A quarter of float32's bytes, at hardly any loss.
     """
 
     kind: Literal["int8_weights"] = "int8_weights"
@@ -26,15 +26,16 @@ class Int8Weights(Quantizer):
         description="Input channels that share a scale; null: all of an output channel. Where it does not divide a "
         "layer's input channels, that layer has one scale per output channel.",
     )
-    min_elements: int = Field(default=1024, ge=1, description="Weights with fewer elements stay float.")
+    embeddings: Embeddings = True
+    min_elements: MinElements = 1024
 
     accepts: ClassVar[frozenset[str]] = frozenset({"torch"})
-    writes: ClassVar[frozenset[str]] = frozenset({"coreml", "onnx"})
+    writes: ClassVar[frozenset[str]] = frozenset({"coreml", "onnx", "openvino"})
     needs: ClassVar[tuple[str, ...]] = NEEDS
     uses: ClassVar[tuple[str, ...]] = USES
 
-    def advice(self, export: str) -> str | None:
-        if export != "onnx":
+    def advice(self, export: str, reads: str) -> str | None:
+        if export != "onnx" or reads != "images":
             return None
         return (
             "int8_weights makes ONNX files smaller but convolutions slower than in float32: "
@@ -47,6 +48,7 @@ class Int8Weights(Quantizer):
             job,
             spec=self,
             minimum=self.min_elements,
+            embeddings=self.embeddings,
             choose=lambda weight: linear(weight, 8, self.block_size),
         )
         return {"scheme": "linear", "bits": 8, "block_size": self.block_size, **facts}

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from onnxruntime.quantization.calibrate import CalibrationDataReader, CalibrationMethod, create_calibrator
 
 from edgeforge.core.errors import ModelError
-from edgeforge.quantizers._calibration import BINS, Calibrator, entropy_limit, percentile_limits
+from edgeforge.quantizers._calibration import BINS, Calibrator, Method, entropy_limit, percentile_limits
 
 
 def identity() -> onnx.ModelProto:
@@ -22,14 +22,14 @@ def identity() -> onnx.ModelProto:
     graph = helper.make_graph(
         [helper.make_node("Relu", ["x"], ["y"], name="relu")],
         "graph",
-        [value("x", TensorProto.FLOAT, ["batch", 1000])],
-        [value("y", TensorProto.FLOAT, ["batch", 1000])],
+        [value("x", TensorProto.FLOAT, ["batch", "length"])],
+        [value("y", TensorProto.FLOAT, ["batch", "length"])],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
 def calibrator(batches: list[np.ndarray]) -> Calibrator:
-    return Calibrator(identity(), ["x", "y"], lambda: iter(batches))
+    return Calibrator(identity(), ["x", "y"], lambda: iter([{"x": batch} for batch in batches]))
 
 
 def outliers() -> np.ndarray:
@@ -74,6 +74,21 @@ def test_percentile_is_numpys(percentile: float) -> None:
     tail = (100 - percentile) / 2
     expected = np.percentile(values, [tail, 100 - tail])
     np.testing.assert_allclose(found, expected, atol=2 * np.ptp(values) / BINS)
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
+def test_batches_of_other_lengths_count_by_their_numbers(method: Method) -> None:
+    """Texts are as long as the longest of their batch."""
+    values = outliers()
+    cut = [values[:40, :500], values[:40, 500:], values[40:, :130], values[40:, 130:]]
+    assert calibrator(cut).ranges(method, 99.9) == calibrator([values]).ranges(method, 99.9)
+
+
+def test_magnitudes_are_per_channel() -> None:
+    batches = [np.array([[1, -5, 0], [2, 0, 0]], np.float32), np.array([[-3, 1, 0]], np.float32)]
+    found = calibrator(batches).magnitudes()
+    np.testing.assert_array_equal(found["x"], [3, 5, 0])
+    np.testing.assert_array_equal(found["y"], [2, 1, 0])
 
 
 def test_percentile_of_evenly_filled_bins() -> None:

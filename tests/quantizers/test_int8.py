@@ -21,8 +21,9 @@ from edgeforge.core.artifact import Artifact
 from edgeforge.core.errors import ConfigurationError
 from edgeforge.core.stage import Job
 from edgeforge.quantizers import Quantizer, _kernels, _qdq
+from edgeforge.quantizers._static import signal_to_noise
 from edgeforge.quantizers.int8_dynamic import Int8Dynamic
-from edgeforge.quantizers.int8_static import Int8Static, signal_to_noise
+from edgeforge.quantizers.int8_static import Int8Static
 
 if TYPE_CHECKING:
     Digits = Any
@@ -119,7 +120,7 @@ def test_the_test_split_is_never_read(digits: Digits, tmp_path: Path) -> None:
     class Task:
         kind = "image_classification"
 
-        def open(self) -> Data:
+        def open(self, model: Path | None = None) -> Data:
             return Data()
 
     job = digits.job(tmp_path)
@@ -289,7 +290,7 @@ def test_dynamic_quantizes_products_only(digits: Digits, tmp_path: Path) -> None
 
 
 def test_dynamic_says_what_it_does_not_do(digits: Digits, tmp_path: Path) -> None:
-    assert "convolutions are far slower" in (Int8Dynamic().advice("onnx") or "")
+    assert "convolutions are far slower" in (Int8Dynamic().advice("onnx", "images") or "")
     _, facts = quantized(digits, Int8Dynamic(), tmp_path)
     assert facts["quantized"] == ["classifier.1"]
     assert facts["coverage_percent"] < 2

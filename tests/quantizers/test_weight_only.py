@@ -167,7 +167,7 @@ def quantized(
     source, target = folder / "model", folder / "quantized"
     loading.save(model, source)
     target.mkdir()
-    task = SimpleNamespace(open=lambda: SimpleNamespace(interface=interface))
+    task = SimpleNamespace(open=lambda _: SimpleNamespace(interface=interface))
     artifact = Artifact(
         key="0" * 64, kind="train", format="torch", path=source, digest="", files={}, parents={}, recipe={}
     )
@@ -203,7 +203,7 @@ def test_the_artifact_is_the_quantized_model(
     total = sum(p.numel() for p in model.parameters())
     assert facts["coverage_percent"] == pytest.approx(100 * sum(weights[path].numel() for path in covered) / total)
     assert facts["coverage_percent"] > 80
-    images = torch.randn(16, *tiny_interface.input_shape, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(16, *tiny_interface.image_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         before, now = model(images).logits, after(images).logits
     error = ((now - before).norm() / before.norm()).item()
@@ -216,7 +216,7 @@ def test_small_and_other_weights_stay_float_for_a_stated_reason(
     folder, facts, _ = quantized(Int8Weights(min_elements=300), tiny_model("vit"), tiny_interface, tmp_path)
     kept = facts["kept_float"]
     assert kept["classifier.weight"] == "fewer than 300 elements"
-    assert kept["vit.embeddings.position_embeddings"] == "not of a convolution or linear layer"
+    assert kept["vit.embeddings.position_embeddings"] == "not of a layer that is quantized"
     assert "vit.encoder.layer.0.intermediate.dense.weight" not in kept
     before, after = tiny_model("vit").state_dict(), loading.load(folder).state_dict()
     for name in kept:
@@ -255,9 +255,11 @@ def test_weights_that_are_not_finite_are_refused(
 
 
 def test_plan_warns_where_onnx_only_gets_smaller() -> None:
-    assert Int4Weights().advice("coreml") is None
-    assert Int8Weights().advice("coreml") is None
-    assert "slower" in (Int4Weights().advice("onnx") or "")
-    assert "slower" in (Int8Weights().advice("onnx") or "")
+    assert Int4Weights().advice("coreml", "images") is None
+    assert Int8Weights().advice("coreml", "images") is None
+    assert "slower" in (Int4Weights().advice("onnx", "images") or "")
+    assert "slower" in (Int8Weights().advice("onnx", "images") or "")
     with pytest.raises(IncompatiblePlanError, match="no palettes"):
-        Int4Weights(method="palettize").advice("onnx")
+        Int4Weights(method="palettize").check("onnx")
+    Int4Weights(method="palettize").check("coreml")
+    Int4Weights().check("onnx")
