@@ -1,7 +1,8 @@
 """Weight-only quantization in ONNX: the integers that a quantizer chose in torch, written as integers.
 
-Four bits in a matrix product become ``com.microsoft.MatMulNBits``, which multiplies them as they are; everything else
-becomes ``DequantizeLinear`` before the operator that reads it: smaller, not faster.
+Four bits in a matrix product become ``com.microsoft.MatMulNBits``, which multiplies them as they are; of an embedding
+table only the rows that are looked up become floats; everything else becomes ``DequantizeLinear`` before the operator
+that reads it: smaller, not faster.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import numpy as np
 from edgeforge import onnx_graph
 from edgeforge.core.errors import ModelError
 from edgeforge.models.quantized_weights import LinearWeight, QuantizedWeights
+from edgeforge.onnx_rows import MICROSOFT, IntegerTable, gathers_rows, lookup
 
 if TYPE_CHECKING:
     import onnx
 
-MICROSOFT = "com.microsoft"
 PRODUCT_BLOCKS = (128, 64, 32, 16)
 """Block sizes of MatMulNBits, best first: 128 is fastest, at the same integers."""
 
@@ -66,8 +67,9 @@ class _Writer:
     def __init__(self, proto: onnx.ModelProto) -> None:
         self.proto = proto
         self.readers = onnx_graph.consumers(proto)
-        self.products: dict[int, onnx.NodeProto] = {}
+        self.instead: dict[int, list[onnx.NodeProto]] = {}
         self.decoders: list[onnx.NodeProto] = []
+        self.added: set[str] = set()
 
     def replace(self, constant: str, weight: LinearWeight, *, transposed: bool) -> None:
         decoded: str | None = None
@@ -75,31 +77,33 @@ class _Writer:
             block = _product_block(weight)
             if block is not None and _multiplies_by(node, constant, transposed):
                 self._to_product(node, weight, block)
-            else:
+            elif transposed or not gathers_rows(node, constant) or not self._to_lookup(node, weight):
                 decoded = decoded or self._decode(constant, weight, transposed)
                 node.input[:] = [decoded if name == constant else name for name in node.input]
 
     def finish(self) -> None:
-        nodes = [self.products.get(id(node), node) for node in self.proto.graph.node]
+        nodes = [new for node in self.proto.graph.node for new in self.instead.get(id(node), [node])]
         self.proto.graph.ClearField("node")
         self.proto.graph.node.extend([*self.decoders, *nodes])
-        if self.products:
+        if any(node.domain == MICROSOFT for node in nodes):
             self.proto.opset_import.add(domain=MICROSOFT, version=1)
 
     def _constant(self, name: str, array: np.ndarray) -> str:
         from onnx import numpy_helper
 
-        self.proto.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        if name not in self.added:
+            self.proto.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+            self.added.add(name)
         return name
 
     def _to_product(self, node: onnx.NodeProto, weight: LinearWeight, block: int) -> None:
         from onnx import helper
 
         channels, inputs = weight.shape
-        stem = f"{node.input[1]}_{len(self.products)}"
+        stem = f"{node.input[1]}_{len(self.instead)}"
         packed, scales = packed_blocks(weight, block)
         bias = [node.input[2]] if node.op_type == "Gemm" and len(node.input) > 2 else []
-        self.products[id(node)] = helper.make_node(
+        product = helper.make_node(
             "MatMulNBits",
             [
                 node.input[0],
@@ -116,6 +120,17 @@ class _Writer:
             block_size=block,
             accuracy_level=4,
         )
+        self.instead[id(node)] = [product]
+
+    def _to_lookup(self, node: onnx.NodeProto, weight: LinearWeight) -> bool:
+        """Whether the rows that a Gather looks up can be turned into floats after it."""
+        scales = weight.scales.astype(np.float32)
+        written = lookup(node, IntegerTable(weight.bits, weight.integers, scales, weight.block_size))
+        if written is not None:
+            self.instead[id(node)] = written[0]
+            for name, array in written[1].items():
+                self._constant(name, array)
+        return written is not None
 
     def _decode(self, constant: str, weight: LinearWeight, transposed: bool) -> str:
         """A DequantizeLinear (and a Reshape, where blocks span a kernel) that gives back the constant."""

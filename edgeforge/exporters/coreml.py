@@ -21,77 +21,94 @@ from edgeforge.core.errors import ModelError
 from edgeforge.core.stage import Job
 from edgeforge.core.task import Interface
 from edgeforge.exporters import Exporter
+from edgeforge.exporters._companions import write_companions
+from edgeforge.exporters._coreml_inputs import Front, images, texts
 from edgeforge.exporters._coreml_weights import Placed, pipeline_with
 from edgeforge.runtimes import coreml as runtime
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
 
 class Coreml(Exporter):
-    """A Core ML ML Program for iPhone, iPad and Mac: it takes an image and answers with a label and probabilities.
+    """A Core ML ML Program for iPhone, iPad and Mac: it takes an image or a text and answers with a label and
+    probabilities.
 
-    Normalisation is inside the program, so an app hands over camera pixels as they are. Weights that a quantizer
-    turned into integers are written as those integers. Needs iOS 17 or macOS 14; with quantized weights iOS 18 or
-    macOS 15.
+    Normalisation of images is inside the program, so an app hands over camera pixels as they are. A text comes as
+    token ids and a mask, filled up to a length that the package takes; the tokenizer's files lie beside the package.
+    Weights that a quantizer turned into integers are written as those integers. Needs iOS 17 or macOS 14; with
+    quantized weights or several lengths iOS 18 or macOS 15.
     """
 
     kind: Literal["coreml"] = "coreml"
     precision: Literal["float16", "float32"] = Field(
         default="float16", description="Of arithmetic and unquantized weights; the Neural Engine has float16 only."
     )
+    length: Literal["fixed", "flexible"] = Field(
+        default="fixed",
+        description="Of texts: always the task's max_length, or the smallest of 16, 32, 64, ... that holds the text. "
+        "Each of these is compiled for the Neural Engine; an open range would run there at one length only.",
+    )
 
     needs: ClassVar[tuple[str, ...]] = ("coremltools", "numpy", "torch", "transformers")
     uses: ClassVar[tuple[str, ...]] = (
+        "edgeforge.exporters._companions",
+        "edgeforge.exporters._coreml_inputs",
         "edgeforge.exporters._coreml_weights",
         "edgeforge.models.loading",
         "edgeforge.models.quantized_weights",
-        "edgeforge.runtimes.coreml",
+        "edgeforge.models.tokenizer",
+        "edgeforge.models.tokenizer_settings",
+        "edgeforge.runtimes._coreml",
     )
 
     def export(self, model: Artifact, job: Job) -> Mapping[str, Any]:
         """See Exporter. Raises ModelError where the model or its quantization cannot be said in Core ML."""
         from edgeforge.models import loading, quantized_weights
 
-        interface = job.task.open().interface
+        interface = job.data.interface
         network = loading.load(model.path)
+        _check_labels(network, interface)
         quantized = quantized_weights.read(model.path)
         if quantized is not None:
             quantized_weights.check_model(quantized, network, where=str(model.path))
-        placed = Placed(quantized.weights if quantized is not None else {})
-        target = "iOS18" if placed.weights else "iOS17"
-        converted = self._convert(_pixels_to_probabilities(network, interface), interface, target, placed)
+        placed = Placed(quantized.weights if quantized is not None else {}, tables=_tables(network))
+        if interface.tokens is not None:
+            front = texts(network, interface, flexible=self.length == "flexible")
+        else:
+            front = images(network, interface)
+        target = "iOS18" if placed.weights or len(front.lengths) > 1 else "iOS17"
+        converted = self._convert(front, interface, target, placed)
         placed.check()
         spec = converted.get_spec()
-        _describe(spec, interface, recipe=model.key)
-        _renumber_transposes(spec)
+        _describe(spec, front, interface, recipe=model.key)
+        _renumber(spec)
         package = job.folder / runtime.PACKAGE
         _write_package(package, spec, Path(converted.weights_dir))
+        if interface.tokens is not None:
+            write_companions(network, interface, model.path, job.folder)
         main = spec.mlProgram.functions["main"]
         operations = main.block_specializations[main.opset].operations
         return {
             "bytes": sum(path.stat().st_size for path in package.rglob("*") if path.is_file()),
             "minimum_deployment_target": target,
             "precision": self.precision,
+            **({"lengths": list(front.lengths)} if front.lengths else {}),
             "operations": sum(not operation.type.startswith("const") for operation in operations),
             "coverage_percent": _coverage(network, placed),
         }
 
-    def _convert(self, network: torch.nn.Module, interface: Interface, target: str, placed: Placed) -> Any:
+    def _convert(self, front: Front, interface: Interface, target: str, placed: Placed) -> Any:
         """torch -> MLModel; neither loaded nor compiled, which only macOS could."""
         import torch
 
         coremltools = runtime.load_coremltools()
-        shape = (1, *interface.input_shape)
-        layout = coremltools.colorlayout.RGB if shape[1] == 3 else coremltools.colorlayout.GRAYSCALE
         labels = coremltools.ClassifierConfig(list(interface.labels), predicted_feature_name=runtime.LABEL)
         try:
             with _quiet(), torch.no_grad():
-                program = torch.export.export(network, (torch.zeros(shape),)).run_decompositions({})
                 return coremltools.convert(
-                    program,
-                    inputs=[coremltools.ImageType(name=runtime.IMAGE, shape=shape, color_layout=layout)],
+                    front.program(),
+                    inputs=front.types,
                     classifier_config=labels,
                     minimum_deployment_target=getattr(coremltools.target, target),
                     compute_precision=getattr(coremltools.precision, self.precision.upper()),
@@ -106,37 +123,12 @@ class Coreml(Exporter):
             ) from error
 
 
-def _pixels_to_probabilities(network: PreTrainedModel, interface: Interface) -> torch.nn.Module:
-    """The model behind its own normalisation: pixels (1, C, H, W) of 0 to 255 -> probabilities (1, labels).
-
-    Raises ModelError where no Core ML classifier can be made of it.
-    """
-    import torch
-
-    channels = interface.input_shape[0]
-    if channels not in (1, 3):
-        raise ModelError(f"Core ML images have 1 or 3 channels, this model takes {channels}", remedy="export to onnx")
+def _check_labels(network: PreTrainedModel, interface: Interface) -> None:
+    """Raise ModelError where no Core ML classifier can be made of it."""
     if len(set(interface.labels)) != len(interface.labels):
         raise ModelError("two labels have the same name, and Core ML answers by name", remedy="rename one of them")
     if network.config.num_labels != len(interface.labels):
         raise ModelError(f"the model has {network.config.num_labels} labels, the task {len(interface.labels)}")
-
-    class Classifier(torch.nn.Module):
-        scale: torch.Tensor
-        shift: torch.Tensor
-
-        def __init__(self) -> None:
-            super().__init__()
-            mean, std = (torch.tensor(values, dtype=torch.float64) for values in (interface.mean, interface.std))
-            self.network = network
-            self.register_buffer("scale", (1 / (255 * std)).float().reshape(1, -1, 1, 1))
-            self.register_buffer("shift", (-mean / std).float().reshape(1, -1, 1, 1))
-
-        def forward(self, image: torch.Tensor) -> torch.Tensor:
-            normalised = image * self.scale + self.shift
-            return self.network(**{network.main_input_name: normalised}).logits.softmax(dim=-1)  # type: ignore[no-any-return]
-
-    return Classifier().eval()
 
 
 def _coverage(network: PreTrainedModel, placed: Placed) -> float:
@@ -145,20 +137,26 @@ def _coverage(network: PreTrainedModel, placed: Placed) -> float:
     return 100 * quantized / int(sum(parameter.numel() for parameter in network.parameters()))
 
 
-def _describe(spec: Any, interface: Interface, *, recipe: str) -> None:
+def _tables(network: PreTrainedModel) -> frozenset[str]:
+    """Names of the embedding tables."""
+    from torch.nn import Embedding
+
+    return frozenset(f"{path}.weight" for path, module in network.named_modules() if isinstance(module, Embedding))
+
+
+def _describe(spec: Any, front: Front, interface: Interface, *, recipe: str) -> None:
     """What Xcode and an app's developer are shown. Author and licence are the user's to fill in."""
-    channels, height, width = interface.input_shape
     description = spec.description
     metadata = description.metadata
-    metadata.shortDescription = f"Classifies an image as one of {len(interface.labels)} labels."
+    metadata.shortDescription = front.summary
     metadata.versionString = recipe[:12]
     metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)  # the same file tomorrow
     metadata.userDefined[runtime.RECIPE_KEY] = recipe
     metadata.userDefined[runtime.VERSION_KEY] = edgeforge.__version__
     metadata.userDefined[runtime.LABELS_KEY] = json.dumps(interface.labels)
-    metadata.userDefined[runtime.PREPROCESSING_KEY] = json.dumps({"mean": interface.mean, "std": interface.std})
-    colour = "RGB" if channels == 3 else "grayscale"
-    description.input[0].shortDescription = f"{colour} image, {width} x {height}; the model normalises it itself"
+    metadata.userDefined.update(front.metadata)
+    for value in description.input:
+        value.shortDescription = front.descriptions[value.name]
     for output in description.output:
         if output.name == runtime.LABEL:
             output.shortDescription = "most probable label"
@@ -166,21 +164,22 @@ def _describe(spec: Any, interface: Interface, *, recipe: str) -> None:
             output.shortDescription = "probability of each label"
 
 
-def _renumber_transposes(spec: Any) -> None:
-    """Number ``transpose_0``, ``transpose_1``, ... in the order in which they stand.
+def _renumber(spec: Any) -> None:
+    """Number ``transpose_0``, ``transpose_1``, ... and ``const_0``, ... in the order in which they stand.
 
-    coremltools' pass that moves them numbers them in the order of a set, which is another at every run.
+    coremltools' passes number what they make in the order of a set, which is another at every run.
     """
     main = spec.mlProgram.functions["main"]
     block = main.block_specializations[main.opset]
-    numbered = re.compile(r"transpose_(\d+)(?!\d)")
-    order: dict[str, str] = {}
+    numbered = re.compile(r"(transpose|const)_(\d+)(?!\d)")
+    order: dict[str, dict[str, str]] = {}
 
     def renamed(name: str) -> str:
         found = numbered.match(name)
         if found is None:
             return name
-        return f"transpose_{order.setdefault(found[1], str(len(order)))}{name[found.end() :]}"
+        known = order.setdefault(found[1], {})
+        return f"{found[1]}_{known.setdefault(found[2], str(len(known)))}{name[found.end() :]}"
 
     for operation in block.operations:
         for output in operation.outputs:
@@ -225,7 +224,7 @@ def _write_package(package: Path, spec: Any, weights: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without coremltools' progress bars, and torch's warning about a call of its own. Other warnings are shown."""
+    """Without coremltools' progress bars, and warnings of libraries about what they do themselves. Others are shown."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 
     init = tqdm.__init__
@@ -233,6 +232,8 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)", category=FutureWarning)
+            # It compares the ranges of number types in the narrowest of them.
+            warnings.filterwarnings("ignore", message="overflow encountered in cast", module="coremltools")
             yield
     finally:
         tqdm.__init__ = init

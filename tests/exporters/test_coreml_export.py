@@ -18,7 +18,7 @@ import torch
 from edgeforge.core.artifact import Artifact, hash_folder
 from edgeforge.core.errors import ModelError
 from edgeforge.core.stage import Job
-from edgeforge.core.task import Interface
+from edgeforge.core.task import Input, Interface, Pixels
 from edgeforge.exporters.coreml import Coreml
 from edgeforge.models import loading, quantized_weights
 from edgeforge.quantizers import Quantizer
@@ -44,7 +44,7 @@ class Silent:
 
 def job(interface: Interface, folder: Path) -> Job:
     folder.mkdir(parents=True, exist_ok=True)
-    task = SimpleNamespace(open=lambda: SimpleNamespace(interface=interface))
+    task = SimpleNamespace(open=lambda model=None: SimpleNamespace(interface=interface))
     return Job(task=task, folder=folder, seed=0, make_accelerator=lambda: None, progress=Silent())  # type: ignore[arg-type,return-value]
 
 
@@ -104,7 +104,9 @@ def test_an_app_sees_an_image_and_labels(
 def test_colour_models_take_colour_images(tiny_interface: Interface, tmp_path: Path) -> None:
     from transformers import ViTConfig, ViTForImageClassification
 
-    colour = replace(tiny_interface, input_shape=(3, 16, 24), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+    colour = replace(
+        tiny_interface, inputs=(Input("pixel_values", (3, 16, 24)),), pixels=Pixels((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+    )
     config = ViTConfig(
         hidden_size=16,
         num_hidden_layers=1,
@@ -229,7 +231,7 @@ def test_loading_coremltools_is_quiet_about_linux_only() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"input_shape": (2, 16, 16)}, "Core ML images have 1 or 3 channels, this model takes 2"),
+        ({"inputs": (Input("pixel_values", (2, 16, 16)),)}, "Core ML images have 1 or 3 channels, this model takes 2"),
         ({"labels": ("a", "b", "a", "c")}, "two labels have the same name"),
         ({"labels": ("a", "b")}, "the model has 4 labels, the task 2"),
     ],
@@ -261,7 +263,7 @@ def test_a_weight_the_conversion_changed_is_never_silently_float(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _, _, source = export(tiny_model("resnet"), tiny_interface, tmp_path, QUANTIZERS["int8"])
-    monkeypatch.setattr("edgeforge.exporters._coreml_weights.CONSUMERS", ("linear",))
+    monkeypatch.setattr("edgeforge.exporters._coreml_weights.CONSUMERS", {"linear": ("weight",)})
     with pytest.raises(ModelError, match=r"\.weight is quantized, but the Core ML program holds no weight equal to it"):
         Coreml().export(artifact(source), job(tiny_interface, tmp_path / "again"))
 
@@ -284,7 +286,7 @@ def test_normalisation_is_in_the_program(tmp_path: Path, tiny_interface: Interfa
     """The first operations, run by hand on all pixel values, give what the task's preprocessing gives."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    interface = replace(tiny_interface, mean=(0.1307,), std=(0.3081,))
+    interface = replace(tiny_interface, pixels=Pixels((0.1307,), (0.3081,)))
     model = ResNetForImageClassification(
         ResNetConfig(num_channels=1, embedding_size=4, hidden_sizes=[4], depths=[1], layer_type="basic", num_labels=4)
     )

@@ -150,7 +150,8 @@ def test_the_quantizers_own_integers_are_written(digits: Digits, tmp_path: Path,
     (found,) = session.run(None, {"pixel_values": images(digits, 8).numpy()})
     with torch.no_grad():
         expected = loading.load(tmp_path / "torch")(images(digits, 8)).logits.numpy()
-    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
+    # Another order of float sums costs MobileNetV2 up to 2e-4 here; an integer in the wrong place costs above 1e-1.
+    np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max(), rtol=0)
 
 
 def test_packing_against_the_formula_of_the_operator() -> None:
