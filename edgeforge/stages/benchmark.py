@@ -15,14 +15,14 @@ from edgeforge.core.errors import IncompatiblePlanError
 from edgeforge.core.measurement import Measurement, bootstrap_median
 from edgeforge.core.report import LatencyComparison, MeasurementRow, Verdict
 from edgeforge.core.stage import Job, Stage
-from edgeforge.core.task import Interface
+from edgeforge.core.task import Interface, model_inputs
 from edgeforge.device import profile
 from edgeforge.environment import fingerprint
 from edgeforge.links import Link, Start, Subject, Timings, Workload, link_of
 from edgeforge.runtimes import runtime_for
 
 if TYPE_CHECKING:
-    import numpy as np
+    import torch
 
 REAL_INPUTS = 16
 """How many test samples the timed calls go through in turn."""
@@ -48,7 +48,7 @@ class Benchmark(Stage):
     starts: int = Field(default=3, ge=1, description="Fresh processes for load time, first inference and peak memory.")
     warmup: int = Field(default=5, ge=0, description="Rounds run and thrown away before the first sample.")
 
-    accepts: ClassVar[frozenset[str]] = frozenset({"onnx", "coreml", "gguf"})
+    accepts: ClassVar[frozenset[str]] = frozenset({"onnx", "openvino", "coreml", "gguf"})
     makes: ClassVar[str] = "measurements"
     in_chain: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
@@ -56,7 +56,9 @@ class Benchmark(Stage):
         "edgeforge.links",
         "edgeforge.links._worker",
         "edgeforge.links.local",
+        "edgeforge.openvino_graph",
         "edgeforge.runtimes.onnxruntime",
+        "edgeforge.runtimes.openvino",
     )
 
     def identity(self) -> dict[str, Any]:
@@ -82,19 +84,18 @@ class Benchmark(Stage):
         return facts
 
     def _measured(self, inputs: Mapping[str, Artifact], job: Job, link: Link) -> dict[str, Any]:
-        data = job.task.open()
+        data = job.data
         interface = data.interface
         with tempfile.TemporaryDirectory(prefix="edgeforge-") as name:
             folder = Path(name)
             indices = range(min(REAL_INPUTS, data.size("test")))
-            _save(folder / "inputs.npy", data.batch("test", indices)[interface.input_name].numpy())
+            _save(folder / "inputs.npz", model_inputs(data.batch("test", indices)))
             subjects = _subjects(inputs, link)
             if any(artifact.format == "onnx" for artifact in inputs.values()):
                 subjects["floor"] = Subject(runtime="onnxruntime", folder=_empty_graph(folder / "floor", interface))
             workload = Workload(
                 subjects=subjects,
-                input_name=interface.input_name,
-                inputs=folder / "inputs.npy",
+                inputs=folder / "inputs.npz",
                 threads=self.threads,
                 samples=self.samples,
                 starts={"model": self.starts} | ({"floor": 1} if "floor" in subjects else {}),
@@ -173,23 +174,26 @@ def _subjects(inputs: Mapping[str, Artifact], link: Link) -> dict[str, Subject]:
     return subjects
 
 
-def _save(path: Path, array: np.ndarray) -> None:
+def _save(path: Path, inputs: Mapping[str, torch.Tensor]) -> None:
     import numpy as np
 
-    np.save(path, np.ascontiguousarray(array), allow_pickle=False)
+    arrays = {name: np.ascontiguousarray(value.numpy()) for name, value in inputs.items()}
+    np.savez(path, **arrays)  # type: ignore[arg-type]  # stub: a keyword of its own
 
 
 def _empty_graph(folder: Path, interface: Interface) -> Path:
-    """An ONNX model that returns its input: what remains of a call's time when there is nothing to compute."""
+    """An ONNX model that returns its first input: what remains of a call's time when there is nothing to compute."""
     from onnx import TensorProto, checker, helper, save
 
-    shape = ["batch", *interface.input_shape]
-    ends = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-        for name in (interface.input_name, interface.output_name)
-    ]
-    node = helper.make_node("Identity", [interface.input_name], [interface.output_name])
-    graph = helper.make_graph([node], "empty", ends[:1], ends[1:])
+    types = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
+    ends = []
+    for value in interface.inputs:
+        last = "length" if value.variable else value.shape[-1]
+        shape = ["batch", *value.shape[:-1], last]
+        ends.append(helper.make_tensor_value_info(value.name, types[value.dtype], shape))
+    output = helper.make_value_info(interface.output_name, ends[0].type)
+    node = helper.make_node("Identity", [ends[0].name], [output.name])
+    graph = helper.make_graph([node], "empty", ends, [output])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     checker.check_model(model)
     folder.mkdir()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from edgeforge import verification
+from edgeforge import runtimes, verification
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.stage import Job, Stage
 from edgeforge.verification import Check, Parity, outcome, verification_of
@@ -31,7 +32,7 @@ class Verify(Stage):
         default=0.1, ge=0, description="Most the headline metric may fall below the float model's (absolute)."
     )
 
-    accepts: ClassVar[frozenset[str]] = frozenset({"onnx", "coreml", "gguf"})
+    accepts: ClassVar[frozenset[str]] = frozenset({"onnx", "openvino", "coreml", "gguf"})
     makes: ClassVar[str] = "measurements"
     in_chain: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "torch", "transformers")
@@ -40,8 +41,14 @@ class Verify(Stage):
         "edgeforge.onnx_graph",
         "edgeforge.runtimes.onnxruntime",
         "edgeforge.verification",
+        "edgeforge.openvino_graph",
+        *(name for _, name, package in pkgutil.walk_packages(runtimes.__path__, "edgeforge.runtimes.") if not package),
         *(f"edgeforge.verification.{module.name}" for module in pkgutil.iter_modules(verification.__path__)),
     )
+
+    def identity(self) -> dict[str, Any]:
+        """The spec, and the versions of what reads formats that not everybody needs."""
+        return {**super().identity(), "readers": {name: _installed(name) for name in ("coremltools", "openvino")}}
 
     def run(self, inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any]:
         checker = verification_of(inputs["file"].format)
@@ -76,3 +83,10 @@ class Verify(Stage):
             Check(name, passed, f"{value:.3f}, limit {limit:g}")
             for (name, value, passed), limit in zip(found, limits, strict=True)
         ]
+
+
+def _installed(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

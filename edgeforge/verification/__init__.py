@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
+from edgeforge.core.task import model_inputs
+
 if TYPE_CHECKING:
     from edgeforge.core.artifact import Artifact
     from edgeforge.core.stage import Job
@@ -120,9 +122,10 @@ def differences(outputs: np.ndarray, reference: np.ndarray) -> dict[str, float |
     }
 
 
-def real_inputs(data: TaskData) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs (float32) and labels of up to `SAMPLES` validation samples, evenly spread over the split."""
+def real_inputs(data: TaskData) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Inputs by name and labels of up to `SAMPLES` validation samples, evenly spread over the split."""
     size = data.size("validation")
     indices = np.linspace(0, size - 1, num=min(SAMPLES, size), dtype=np.int64)
     batch = data.batch("validation", indices.tolist())
-    return batch[data.interface.input_name].numpy(), batch["labels"].numpy()
+    inputs = {name: value.numpy() for name, value in model_inputs(batch).items()}
+    return inputs, batch["labels"].numpy()

@@ -88,22 +88,31 @@ def _bytes_of(tensor: Any) -> int:
     return -(-bits * elements // 8)
 
 
-def constants(operation: PyMIL) -> Mapping[str, np.ndarray]:
+def constants(operation: PyMIL) -> Mapping[str, np.ndarray | QuantizedWeight]:
     """The floating-point constants of more than one number that an operation reads, by argument; gamma before beta.
 
     What coremltools adds to say a factor and a shift as a batch normalization (mean 0, variance 1) is left out.
+    Raises VerificationError for a compression that no exporter here writes.
     """
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, np.ndarray | QuantizedWeight] = {}
     for argument in sorted(operation.inputs, key=lambda name: name not in ("gamma", "beta")):
         variables = operation.inputs[argument]
         for variable in variables if isinstance(variables, list | tuple) else [variables]:
-            value = None if variable is None else variable.val
-            if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.size > 1:
+            if (value := _constant(variable)) is not None:
                 found[argument if variable is variables else f"{argument} {variable.name}"] = value
     neutral = {"mean": 0, "variance": 1} if operation.op_type == "batch_norm" else {}
-    if neutral and all(name in found and (found[name] == number).all() for name, number in neutral.items()):
+    if neutral and all(name in found and bool(np.all(found[name] == number)) for name, number in neutral.items()):
         return {name: value for name, value in found.items() if name not in neutral}
     return found
+
+
+def _constant(variable: PyMIL) -> np.ndarray | QuantizedWeight | None:
+    if variable is None:
+        return None
+    if variable.op is not None and variable.op.op_type.startswith("constexpr"):
+        return stored_weight(variable)
+    value = variable.val
+    return value if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.size > 1 else None
 
 
 def stored_weight(variable: PyMIL) -> np.ndarray | QuantizedWeight | None:

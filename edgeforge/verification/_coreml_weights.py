@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from edgeforge.core.errors import VerificationError
 from edgeforge.models.quantized_weights import LinearWeight, PalettizedWeight, QuantizedWeight
 from edgeforge.verification import Check
 from edgeforge.verification._coreml_package import PyMIL, constants, stored_weight
-from edgeforge.verification._expected_weights import Expected, Layer, Values
+from edgeforge.verification._expected_weights import Expected, Layer, Stored, Values
 
 
 class Comparison:
@@ -70,28 +71,66 @@ class Comparison:
 
     def others(self, function: PyMIL, *, ignored: Iterable[PyMIL]) -> Check:
         """Constants of all other operations are the model's other weights, in the order they are read."""
-        skipped = {operation.name for operation in ignored}
-        stored = [
-            (f"{argument} of {operation.op_type} {operation.name}", value)
-            for operation in function.operations
-            if operation.name not in skipped
-            and not operation.op_type.startswith(("const", "conv", "linear", "classify"))
-            for argument, value in constants(operation).items()
-        ]
+        problem = self._other_problem(function, {operation.name for operation in ignored})
+        return Check("other weights", problem is None, problem or "")
+
+    def _other_problem(self, function: PyMIL, skipped: Container[str]) -> str | None:
         wanted = deque(self.expected.others)
-        for place, value in stored:
+        try:
+            found = list(_read_by_others(function, skipped))
+        except VerificationError as error:
+            return error.what
+        for place, value in found:
             # Multiplying by ones and adding zeros is left out of a program.
-            while wanted and wanted[0].neutral and not wanted[0].matches(value):
+            while wanted and _may_be_left_out(wanted[0], value):
                 wanted.popleft()
             if not wanted:
-                return Check("other weights", False, f"{place} is no weight of the model")
-            values = wanted.popleft()
-            if values.numbers.size != value.size:
-                return Check("other weights", False, f"{place} should be {values.name}, and has another size")
-            if problem := self._floats(values, value.reshape(values.numbers.shape)):
-                return Check("other weights", False, f"{place}: {problem}")
-        missing = [values.name for values in wanted if not values.neutral]
-        return Check("other weights", not missing, f"{missing[0]} is missing" if missing else "")
+                return f"{place} is no weight of the model"
+            forms = wanted.popleft()
+            form = next((form for form in forms if form.values.numbers.size == _size(value)), None)
+            if form is None:
+                return f"{place} should be {forms[0].values.name}, and has another size"
+            if problem := self._stored(form, value):
+                return f"{place}: {problem}"
+        missing = [forms[0].values.name for forms in wanted if not forms[0].values.neutral]
+        return f"{missing[0]} is missing" if missing else None
+
+    def _stored(self, wanted: Stored, value: np.ndarray | QuantizedWeight) -> str | None:
+        if wanted.quantized is not None:
+            return _integers(wanted.values.name, _without_batch(value), wanted.quantized)
+        if isinstance(value, np.ndarray):
+            value = value.reshape(wanted.values.numbers.shape)
+        return self._floats(wanted.values, value)
+
+
+def _read_by_others(function: PyMIL, skipped: Container[str]) -> Iterator[tuple[str, np.ndarray | QuantizedWeight]]:
+    """(where it is read, what) for the constants of all operations but layers and the `skipped`, in order.
+
+    Raises VerificationError for a compression that no exporter here writes.
+    """
+    for operation in function.operations:
+        if operation.name in skipped or operation.op_type.startswith(("const", "conv", "linear", "classify")):
+            continue
+        for argument, value in constants(operation).items():
+            yield f"{argument} of {operation.op_type} {operation.name}", value
+
+
+def _may_be_left_out(wanted: tuple[Stored, ...], value: np.ndarray | QuantizedWeight) -> bool:
+    values = wanted[0].values
+    return values.neutral and not (isinstance(value, np.ndarray) and values.matches(value))
+
+
+def _size(value: np.ndarray | QuantizedWeight) -> int:
+    return math.prod(value.shape)
+
+
+def _without_batch(stored: np.ndarray | QuantizedWeight) -> np.ndarray | QuantizedWeight:
+    """Rows of a table that are added to tokens have an axis of one before them."""
+    if isinstance(stored, np.ndarray) or len(stored.shape) != 3 or stored.shape[0] != 1:
+        return stored
+    if isinstance(stored, LinearWeight):
+        return LinearWeight(stored.bits, stored.integers[0], stored.scales[0])
+    return PalettizedWeight(stored.bits, stored.indices[0], stored.palettes)
 
 
 def _integers(name: str, stored: np.ndarray | QuantizedWeight | None, wanted: QuantizedWeight) -> str | None:

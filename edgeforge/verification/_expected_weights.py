@@ -12,6 +12,7 @@ import numpy as np
 from edgeforge.models.quantized_weights import QuantizedWeight
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
     from edgeforge.core.task import Interface
@@ -73,11 +74,23 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """Numbers that an operation reads, and the integers they must be stored as where a quantizer decided them."""
+
+    values: Values
+    quantized: QuantizedWeight | None = None
+
+
+@dataclass(frozen=True)
 class Expected:
-    """Layers in the order they run, and what other operations read, likewise."""
+    """Layers in the order they run, and what other operations read, likewise, in each of the forms it may have.
+
+    Rows of an embedding table that are the same for every text (positions, token types) are stored as those rows, or
+    are looked up in the whole table.
+    """
 
     layers: list[Layer]
-    others: list[Values]
+    others: list[tuple[Stored, ...]]
 
 
 def expected_weights(folder: Path, interface: Interface) -> Expected:
@@ -91,12 +104,32 @@ def expected_weights(folder: Path, interface: Interface) -> Expected:
         quantized_weights.check_model(quantized, network, where=str(folder))
     integers = quantized.weights if quantized is not None else {}
     reads = trace(network, interface)
+    tables = {lookup.constant: lookup.table for lookup in reads.lookups if lookup.constant is not None}
     others = [
-        Values.of(name, value.detach().double().numpy())
+        _rows(network, tables[name], value, integers) if name in tables else (_stored(name, value, integers),)
         for name, value in reads.constants
         if value.is_floating_point() and value.numel() > 1
     ]
     return Expected([_layer(network, layer, integers) for layer in reads.layers], others)
+
+
+def _stored(name: str, value: torch.Tensor, integers: Mapping[str, QuantizedWeight]) -> Stored:
+    return Stored(Values.of(name, value.detach().double().numpy()), integers.get(name))
+
+
+def _rows(
+    network: PreTrainedModel, name: str, value: torch.Tensor, integers: Mapping[str, QuantizedWeight]
+) -> tuple[Stored, ...]:
+    """The forms of rows read from a table, shape (1..., N, width): a row that repeats is stored once."""
+    table = network.get_parameter(name)
+    whole = _stored(name, table, integers)
+    rows = value.reshape(-1, value.shape[-1])
+    count = 1 if bool((rows[:1] == rows).all()) else len(rows)
+    first = rows[:count]
+    if not bool((first == table[:count]).all()):  # other rows than the first ones: then as they are
+        return (Stored(Values.of(f"rows of {name}", first.detach().double().numpy())), whole)
+    quantized = whole.quantized.first(count) if whole.quantized is not None else None
+    return (Stored(Values.of(f"the first {count} rows of {name}", whole.values.numbers[:count]), quantized), whole)
 
 
 def _layer(network: PreTrainedModel, operation: Operation, integers: Mapping[str, QuantizedWeight]) -> Layer:

@@ -19,7 +19,11 @@ import numpy as np
 
 from edgeforge import onnx_graph
 from edgeforge.verification import Check, Parity, differences
-from edgeforge.verification._evaluator import Grids, UnknownOperator, evaluate
+from edgeforge.verification._evaluator import evaluate
+from edgeforge.verification._grids import Grids
+from edgeforge.verification._opened import Inputs, batches_of
+from edgeforge.verification._operators import UnknownOperator
+from edgeforge.verification._smoothing import smoothed
 
 if TYPE_CHECKING:
     import onnx
@@ -36,41 +40,48 @@ MOST_NOISE = 2.0
 
 
 class Quantized:
-    """A rewritten file, its parent, and what the parent gives with and without the recorded numbers."""
+    """A rewritten file, its float parent, and what that gives with and without the recorded numbers."""
 
     reference = "the float file computed with the quantizer's numbers"
 
-    def __init__(self, original: Path, folder: Path, samples: np.ndarray, batch: int) -> None:
-        """`samples`: real inputs, float32, (N, ...), computed `batch` at a time."""
+    def __init__(self, original: Path, folder: Path, samples: Inputs, batch: int) -> None:
+        """`samples`: real inputs by name, (N, ...), computed `batch` at a time."""
         self._original = onnx_graph.load(original)
         self._file = onnx_graph.load(folder)
-        self._grids = Grids.read(json.loads((folder / RECORD).read_text(encoding="utf-8")))
-        self._batches = [samples[start : start + batch] for start in range(0, len(samples), batch)]
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        self._grids = Grids.read(record)
+        self._smoothed = bool(record.get("smoothed"))
+        self._parent = smoothed(self._original, record.get("smoothed", ()))
+        self._batches = batches_of(samples, batch)
 
     def unknown(self) -> str | None:
         """Why the parent cannot be computed here, or None."""
         try:
-            evaluate(self._original, self._batches[0][:1])
+            evaluate(self._original, batches_of(self._batches[0], 1)[0])
         except UnknownOperator as error:
             return f"the evaluator does not know the operator {error}"
         return None
 
     @functools.cached_property
     def clean(self) -> np.ndarray:
-        """The parent's own outputs, float64."""
+        """The outputs of the file that was quantized, float64."""
         return self._computed(self._original, Grids())
 
     @functools.cached_property
     def _expected(self) -> np.ndarray:
-        return self._computed(self._original, self._grids)
+        return self._computed(self._parent, self._grids)
 
     def _computed(self, model: onnx.ModelProto, grids: Grids, dtype: str = "float64") -> np.ndarray:
         return np.concatenate([evaluate(model, batch, grids=grids, dtype=dtype) for batch in self._batches])
 
-    def checks(self) -> list[Check]:
+    def checks(self, *, floor: float) -> list[Check]:
         """The values' numbers, which may be wrong without showing on a few samples, and what the whole file means."""
         wrong = wrong_values(self._file, self._grids)
-        return [Check("quantized values", wrong is None, wrong or ""), self._meaning()]
+        checks = [Check("quantized values", wrong is None, wrong or ""), self._meaning()]
+        if self._smoothed:
+            apart = float(np.abs(self._computed(self._parent, Grids()) - self.clean).max())
+            checks.append(Check("smoothing keeps the function", apart <= floor, f"outputs move by {apart:.3g}"))
+        return checks
 
     def _meaning(self) -> Check:
         name = "file means what the quantizer chose"
@@ -80,16 +91,16 @@ class Quantized:
             return Check(name, None, f"the evaluator does not know the operator {error}")
         # A bias that the file holds in float is rounded by the runtime, not by the file.
         held = {array.tobytes() for array in onnx_graph.initializers(self._file).values() if array.dtype == np.float32}
-        floats = onnx_graph.initializers(self._original)
+        floats = onnx_graph.initializers(self._parent)
         biases = frozenset(name for name, array in floats.items() if array.ndim == 1 and array.tobytes() in held)
-        expected = self._computed(self._original, dataclasses.replace(self._grids, float_biases=biases))
+        expected = self._computed(self._parent, dataclasses.replace(self._grids, float_biases=biases))
         apart = float(np.abs(found - expected).max()) if np.isfinite(found).all() else np.inf
         limit = SAME * max(float(np.abs(expected).max()), 1.0)
         return Check(name, apart <= limit, f"outputs differ by {apart:.3g}, at most {limit:.3g}")
 
     def parity(self, outputs: np.ndarray, *, floor: float) -> Parity:
         """What the runtime gave against what the file should give. `floor`: what float32 may move in any case."""
-        spread = _rms(self._computed(self._original, self._grids, "float32") - self._expected)
+        spread = _rms(self._computed(self._parent, self._grids, "float32") - self._expected)
         noise = _rms(self._expected - self.clean)
         limit = min(max(NOISE_SHARE * noise, SPREAD * spread), MOST_NOISE * noise) + floor
         worst = MOST_NOISE * float(np.abs(self._expected - self.clean).max()) + floor
