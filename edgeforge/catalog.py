@@ -20,7 +20,7 @@ from edgeforge.core.spec import Spec, perhaps
 from edgeforge.core.stage import Stage
 from edgeforge.core.task import Task
 from edgeforge.criteria import Criterion
-from edgeforge.data import ImageSource
+from edgeforge.data import DataSource
 from edgeforge.exporters import Exporter
 from edgeforge.fetchers import Fetcher
 from edgeforge.links import Link
@@ -36,7 +36,7 @@ from edgeforge.teachers import Teacher
 
 _BASES: Mapping[str, type[Spec]] = {
     "tasks": Task,
-    "data": ImageSource,
+    "data": DataSource,
     "models": Model,
     "architectures": Architecture,
     "stages": Stage,

@@ -16,6 +16,8 @@ from edgeforge.exporters.onnx import Onnx
 from edgeforge.models import Model
 from edgeforge.pipeline import Pipeline, Target
 from edgeforge.stages.benchmark import Benchmark
+from edgeforge.stages.cache import Cache
+from edgeforge.stages.distill import Distill
 from edgeforge.stages.evaluate import Evaluate
 from edgeforge.stages.export import Export
 from edgeforge.stages.finetune import Finetune
@@ -25,6 +27,8 @@ from edgeforge.stages.quantize import Quantize
 from edgeforge.stages.train import Train
 from edgeforge.stages.verify import Verify
 from edgeforge.store import Store
+from edgeforge.teachers.cached import Cached
+from edgeforge.training.recipe import needs_teacher
 
 KEY_VERSION = 1  # raise when the meaning of keys or manifests changes
 
@@ -65,7 +69,8 @@ class Plan:
 def build(pipeline: Pipeline) -> Plan:
     """Order the steps and key them. Raises IncompatiblePlanError, MissingExtraError, ConfigurationError, DataError."""
     check_installed(pipeline.task)
-    builder = _Builder(pipeline)
+    task = pipeline.task.completed(pipeline.model.folder())
+    builder = _Builder(pipeline.model_copy(update={"task": task}))
     builder.chain()
     devices = tuple(dict.fromkeys(device for target in pipeline.targets for device in target.devices))
     baseline = Target(name="fp32", export=Onnx(), devices=devices)
@@ -112,7 +117,7 @@ class _Builder:
 
     def chain(self) -> None:
         last = self.add("model", Initialize(kind="initialize", model=self.pipeline.model), {})
-        untrained = self.pipeline.model.kind == "config"
+        untrained = self.pipeline.model.untrained()
         self._model_made(last, evaluate=not untrained)
         leading = True
         for position, stage in enumerate(self.pipeline.stages):
@@ -122,7 +127,9 @@ class _Builder:
             if leading:
                 self.plan.baseline = last
         if untrained and not any(stage.distributed for stage in self.pipeline.stages):
-            self.plan.warnings.append("the model has random weights and no stage trains it")
+            self.plan.warnings.append(
+                "the model's weights, or those of its classifier, are random, and no stage trains it"
+            )
 
     def _model_made(self, name: str, *, evaluate: bool = True) -> None:
         self.plan.chain.append(name)
@@ -135,6 +142,8 @@ class _Builder:
         inputs = {"model": last}
         for role, source in stage.sources().items():
             inputs[role] = self._source(source, last, f"{where}.{role}")
+        if isinstance(stage, Distill | Finetune):
+            inputs |= self._answers(stage, inputs, where)
         # What recovers a pruned model is a step of its own: it must not change the pruning's key.
         alone = stage.model_copy(update={"recover": None}) if isinstance(stage, Prune) else stage
         name = self.add(self._free_name(stage.name or stage.kind), alone, inputs)
@@ -150,18 +159,35 @@ class _Builder:
         for role, source in finetune.sources().items():
             # The natural teacher of a pruned model is the model it was.
             inputs[role] = self._source(source, before, f"{where}.recover.{role}")
+        inputs |= self._answers(finetune, inputs, f"{where}.recover")
         name = self.add(f"{pruned}.recover", finetune, inputs)
         self._model_made(name)
         return name
+
+    def _answers(self, stage: Distill | Finetune, inputs: Mapping[str, str], where: str) -> dict[str, str]:
+        """The step that asks a cached teacher, once for all its students, as a further input; else nothing."""
+        if not isinstance(stage.teacher, Cached) or not needs_teacher(stage.losses):
+            return {}
+        if self.pipeline.task.augments():
+            raise IncompatiblePlanError(
+                "a cached teacher has answers about the images as they are, and the task's `augment` changes them",
+                where=f"{where}.teacher",
+                remedy="use `teacher: model`, or leave `augment` out of the task",
+            )
+        asked = inputs["teacher"]
+        return {"logits": self._once(f"{asked}.cache", Cache(precision=stage.precision), {"model": asked})}
+
+    def _once(self, name: str, stage: Stage, inputs: Mapping[str, str]) -> str:
+        """The step that does this, which may be there already under another name."""
+        key = self._key(stage, {role: self.plan.step(source).key for role, source in inputs.items()})
+        same = [step.name for step in self.plan.steps if step.key == key]
+        return same[0] if same else self.add(self._free_name(name), stage, inputs)
 
     def _source(self, source: str | Model | None, last: str, where: str) -> str:
         if source is None:
             return last
         if isinstance(source, Model):
-            stage = Initialize(kind="initialize", model=source)
-            key = self._key(stage, {})
-            same = [step.name for step in self.plan.steps if step.key == key]
-            return same[0] if same else self.add(self._free_name("teacher"), stage, {})
+            return self._once("teacher", Initialize(kind="initialize", model=source), {})
         if source not in self.plan.chain:
             raise IncompatiblePlanError(
                 perhaps("no earlier stage is named", source, self.plan.chain),
@@ -194,8 +220,10 @@ class _Builder:
                 self.plan.warnings.append(
                     f"{target.name}: {device.name} cannot be reached yet; its rows will be absent"
                 )
-        if target.quantize is not None and (advice := target.quantize.advice(target.export.kind)):
-            self.plan.warnings.append(f"{target.name}: {advice}")
+        if target.quantize is not None:
+            target.quantize.check(target.export.kind)
+            if advice := target.quantize.advice(target.export.kind, self.pipeline.task.reads):
+                self.plan.warnings.append(f"{target.name}: {advice}")
         for name, group in _by_layout(target, devices).items():
             layout = group[0].layout if group else None
             part = target.model_copy(update={"devices": tuple(device.name for device in group)})

@@ -28,6 +28,7 @@ from edgeforge.core.report import (
     StepResult,
 )
 from edgeforge.environment import describe
+from edgeforge.models import tokenizer
 from edgeforge.plan import Plan, Step
 from edgeforge.stages.quantize import Quantize
 
@@ -165,28 +166,29 @@ def _artifact_row(plan: Plan, results: Results, row: str, baseline: ArtifactRow 
     )
     if baseline is None:
         return found
-    compared = _compared(_evaluation(plan, results, row), _evaluation(plan, results, BASELINE))
+    headline = next(iter(baseline.metrics), None)
+    compared = _compared(_evaluation(plan, results, row), _evaluation(plan, results, BASELINE), headline)
     return found.model_copy(update={"deltas": deltas(found, baseline), "comparison": compared})
 
 
 def _weighed(artifact: Artifact, folder: str) -> dict[str, Any]:
-    """Path, bytes and digest of what a runtime loads. JSON files at the top (labels, preprocessing) are companions.
+    """Path, bytes and digest of what a runtime loads; JSON at the top and the tokenizer's files are companions.
 
-    Where several files at the top are loaded together, the whole folder is what is shipped and counted.
+    Where several files at the top are loaded together, the path is the folder.
     """
     size = {name: (artifact.path / name).stat().st_size for name in artifact.files}
-    loaded = [name for name in sorted(size) if "/" in name or not name.endswith(".json")]
-    tops = {PurePosixPath(name).parts[0] for name in loaded}
-    if len(tops) != 1:
-        return {"path": folder, "bytes": sum(size.values()), "sha256": artifact.digest}
-    (top,) = tops
-    inside = {name.removeprefix(f"{top}/"): artifact.files[name] for name in loaded}
-    return {
-        "path": f"{folder}/{top}",
+    loaded = [name for name in sorted(size) if "/" in name or not (name.endswith(".json") or name in tokenizer.FILES)]
+    counted = {
         "bytes": sum(size[name] for name in loaded),
-        "sha256": artifact.files[top] if top in artifact.files else digest_files(inside),
         "companions": {name: size[name] for name in sorted(size.keys() - set(loaded))},
     }
+    tops = {PurePosixPath(name).parts[0] for name in loaded}
+    if len(tops) != 1:
+        return {**counted, "path": folder, "sha256": digest_files({name: artifact.files[name] for name in loaded})}
+    (top,) = tops
+    inside = {name.removeprefix(f"{top}/"): artifact.files[name] for name in loaded}
+    sha256 = artifact.files[top] if top in artifact.files else digest_files(inside)
+    return {**counted, "path": f"{folder}/{top}", "sha256": sha256}
 
 
 def _quantization(plan: Plan, results: Results, row: str) -> tuple[dict[str, Any], float | None]:
@@ -256,14 +258,17 @@ def deltas(row: ArtifactRow, baseline: ArtifactRow) -> dict[str, float | None]:
     return found
 
 
-def _compared(row: Artifact | None, baseline: Artifact | None) -> MetricComparison | None:
-    """Predictions of two evaluated files side by side; None where one of them could not be evaluated."""
+def _compared(row: Artifact | None, baseline: Artifact | None, headline: str | None) -> MetricComparison | None:
+    """Predictions of two evaluated files side by side; None where one of them could not be evaluated.
+
+    The interval is that of a difference of accuracies: it is left out where another metric is the headline.
+    """
     if row is None or baseline is None or "logits.npy" not in row.files or "logits.npy" not in baseline.files:
         return None
     after = np.load(row.path / "logits.npy", allow_pickle=False).argmax(axis=-1)
     before = np.load(baseline.path / "logits.npy", allow_pickle=False).argmax(axis=-1)
     agreement = float((after == before).mean())
-    if "labels.npy" not in row.files:
+    if "labels.npy" not in row.files or headline != "accuracy":
         return MetricComparison(n=len(after), agreement=agreement)
     labels = np.load(row.path / "labels.npy", allow_pickle=False)
     gained = int(((after == labels) & (before != labels)).sum())

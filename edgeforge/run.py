@@ -24,6 +24,7 @@ from edgeforge.core.errors import (
 from edgeforge.core.report import Report, StepResult
 from edgeforge.core.spec import perhaps
 from edgeforge.core.stage import Job
+from edgeforge.core.task import model_inputs
 from edgeforge.pipeline import dump
 from edgeforge.plan import Plan, Step
 from edgeforge.renderers import write_all
@@ -129,7 +130,7 @@ class _Runner:
         task = self.plan.pipeline.task
         data = task.open()
         batch = data.batch("train", [0, min(1, data.size("train") - 1)])
-        batch.pop("labels")
+        batch = model_inputs(batch)
         model = self.plan.pipeline.model.build(task, data.interface)
         for step in chain:
             try:
@@ -195,9 +196,8 @@ class _Runner:
         if accelerator.is_main_process:
             result = self._make(step)
         elif step.stage.distributed and not decision[0]:
-            step.stage.run(
-                self._inputs(step), self._job(step, self.store.root / "drafts" / step.key, _Notes(self.watcher))
-            )
+            inputs, folder = self._inputs(step), self.store.root / "drafts" / step.key
+            step.stage.run(inputs, self._job(inputs, folder, _Notes(self.watcher)))
         accelerator.wait_for_everyone()
         if result is None:
             artifact = self.store.open(step.key)
@@ -236,7 +236,7 @@ class _Runner:
                 parents={role: artifact.key for role, artifact in inputs.items()},
                 recipe=step.stage.identity(),
             )
-            facts = dict(step.stage.run(inputs, self._job(step, draft.path, notes)))
+            facts = dict(step.stage.run(inputs, self._job(inputs, draft.path, notes)))
             if notes.warnings:
                 facts["warnings"] = notes.warnings
             artifact = self.store.seal(draft, step.stage.makes_format(), facts, time.monotonic() - started)
@@ -255,9 +255,11 @@ class _Runner:
         found = {role: self.results[source].artifact for role, source in step.inputs.items()}
         return {role: artifact for role, artifact in found.items() if artifact is not None}
 
-    def _job(self, step: Step, folder: Path, notes: _Notes) -> Job:
+    def _job(self, inputs: Mapping[str, Artifact], folder: Path, notes: _Notes) -> Job:
         pipeline = self.plan.pipeline
-        return Job(pipeline.task, folder, pipeline.seed, self.accelerator, notes)
+        artifact = inputs.get("model") or inputs.get("teacher")
+        model = artifact.path if artifact else None
+        return Job(pipeline.task, folder, pipeline.seed, self.accelerator, notes, model)
 
 
 def _accelerator() -> Accelerator:

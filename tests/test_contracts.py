@@ -22,16 +22,15 @@ from edgeforge.core.artifact import Artifact
 from edgeforge.core.errors import EdgeForgeError, IncompatiblePlanError, ModelError
 from edgeforge.core.kinds import camel_case
 from edgeforge.core.spec import digest_of, nested_specs
-from edgeforge.core.stage import Job
-from edgeforge.core.task import Task
-from edgeforge.data.npz import Npz
+from edgeforge.core.task import model_inputs
+from edgeforge.losses import Training
 from edgeforge.runtimes import runtime_for
 from edgeforge.store import Store
-from edgeforge.tasks.image_classification import ImageClassification
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
+
+    from tests.conftest import Case
 
 KINDS = [entry for axis in catalog.axes() for entry in catalog.entries(axis.name)]
 HEAVY = (
@@ -44,6 +43,9 @@ HEAVY = (
     "coremltools",
     "datasets",
     "timm",
+    "openvino",
+    "nncf",
+    "tokenizers",
 )
 
 
@@ -57,6 +59,9 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "data.hub": {"path": "owner/name"},
     "data.image_folder": {"path": "folder"},
     "data.npz": {"path": "file.npz"},
+    "data.csv": {"train": "train.csv", "test": "test.csv"},
+    "data.jsonl": {"train": "train.jsonl", "test": "test.jsonl"},
+    "data.text_folder": {"path": "folder"},
     "models.config": {"architecture": "resnet"},
     "models.pretrained": {"path": "folder"},
     "stages.benchmark": {"device": "host_cpu"},
@@ -64,11 +69,17 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "stages.initialize": {"model": {"kind": "config", "architecture": "resnet"}},
     "stages.prune": {"structure": {"kind": "channels", "ratio": 0.25}},
     "stages.quantize": {"quantizer": "int8_dynamic"},
+    "structures.attention_heads": {"keep": 2},
     "structures.channels": {"ratio": 0.25},
+    "structures.ffn_width": {"ratio": 0.5},
+    "structures.layers": {"count": 1},
     "students.width": {"multiple": 0.5},
     "students.layers": {"every": 2},
     "students.config": {"architecture": "resnet"},
+    "quantizers.int8_openvino": {"samples": 16},
     "quantizers.int8_static": {"samples": 16},
+    "quantizers.smooth_quant": {"samples": 16},
+    "tasks.text_classification": {"data": {"kind": "jsonl", "train": "train.jsonl", "test": "test.jsonl"}},
 }
 """What to say of a kind that does not make itself from its defaults alone, or is quicker with less."""
 
@@ -227,42 +238,29 @@ def test_an_installed_package_cannot_replace_a_kind(tmp_path: Path) -> None:
 # -- what each axis is for
 
 
-def _images(count: int = 8) -> dict[str, torch.Tensor]:
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "pixel_values": torch.randn(count, 1, 16, 16, generator=generator),
-        "labels": torch.arange(count) % 4,
-    }
-
-
-def test_every_family_has_a_tiny_model_here(tiny_model: Callable[[str], PreTrainedModel]) -> None:
-    for entry in catalog.entries("architectures"):
-        tiny_model(entry.word)
+@of("architectures")
+def test_every_family_has_a_tiny_model_here(entry: Entry, request: pytest.FixtureRequest) -> None:
+    (definition,) = request._fixturemanager.getfixturedefs("case", request.node)  # type: ignore[attr-defined,misc]
+    assert entry.word in definition.params
 
 
 @of("losses")
-def test_loss_is_a_finite_scalar_with_gradient(
-    entry: Entry, family: str, tiny_model: Callable[[str], PreTrainedModel]
-) -> None:
+def test_loss_is_a_finite_scalar_with_gradient(entry: Entry, case: Case) -> None:
     import torch
 
-    loss = made(entry)
-    batch = _images()
-    flags = {f"output_{name}": True for name in loss.outputs}
-    student = tiny_model(family)
-    if "attentions" in loss.outputs:
-        student.set_attn_implementation("eager")
+    from edgeforge.models.outputs import run
+
+    loss, batch, student = made(entry), case.batch(), case.model()
     with torch.no_grad():
-        # The same model on other images answers differently enough to be a teacher.
-        taught = student(pixel_values=batch["pixel_values"].flip(0), **flags) if loss.needs_teacher else None
-    answer = student(pixel_values=batch["pixel_values"], **flags)
+        # The same model on other samples answers differently enough to be a teacher.
+        others = {name: value.flip(0) for name, value in model_inputs(batch).items()}
+        taught = run(student, others, loss.outputs) if loss.needs_teacher else None
+    answer = run(student, model_inputs(batch), loss.outputs)
     try:
-        modules = loss.modules(answer, taught)
+        modules = loss.modules(answer, taught, Training(samples=8, seed=0))
         value = loss.compute(answer, taught, batch, modules)
     except ModelError as error:
-        pytest.skip(f"{entry.word} refuses {family}: {error}")
+        pytest.skip(f"{entry.word} refuses {case.family}: {error}")
     assert value.shape == ()
     assert torch.isfinite(value)
     value.backward()
@@ -272,44 +270,51 @@ def test_loss_is_a_finite_scalar_with_gradient(
 
 
 @of("students")
-def test_student_answers_for_the_same_labels(
-    entry: Entry, family: str, tiny_model: Callable[[str], PreTrainedModel], task: Task
-) -> None:
-    import torch
-
-    teacher = tiny_model(family)
+def test_student_answers_for_the_same_labels(entry: Entry, case: Case) -> None:
+    teacher, interface = case.model(), case.bench.data.interface
     try:
         made(entry).check(teacher.config)
-        student = made(entry).build(teacher, task, task.open().interface)
+        student = made(entry).build(teacher, case.bench.task, interface)
     except EdgeForgeError as error:
-        pytest.skip(f"{entry.word} refuses {family}: {error}")
-    with torch.no_grad():
-        logits = student(pixel_values=_images()["pixel_values"]).logits
-    assert logits.shape == (8, 4)
-    assert bool(torch.isfinite(logits).all())
+        pytest.skip(f"{entry.word} refuses {case.family}: {error}")
+    check_answers(student, case)
 
 
-@of("structures")
-@pytest.mark.parametrize(
-    "criterion", [entry for entry in KINDS if entry.axis == "criteria"], ids=lambda entry: entry.word
-)
-def test_structure_and_criterion_make_a_smaller_model_that_runs(
-    entry: Entry, criterion: Entry, family: str, tiny_model: Callable[[str], PreTrainedModel], job: Job
-) -> None:
+def check_answers(model: PreTrainedModel, case: Case) -> None:
+    """The model answers every sample with a finite number for each label."""
     import torch
 
-    model = tiny_model(family)
-    before = sum(parameter.numel() for parameter in model.parameters())
-    try:
-        made(criterion).check(model)
-        made(entry).prune(model, made(criterion), job)
-    except EdgeForgeError as error:
-        pytest.skip(f"{criterion.word} with {entry.word} refuses {family}: {error}")
-    assert sum(parameter.numel() for parameter in model.parameters()) < before
     with torch.no_grad():
-        logits = model.eval()(pixel_values=_images()["pixel_values"]).logits
-    assert logits.shape == (8, 4)
+        logits = model.eval()(**model_inputs(case.batch())).logits
+    assert logits.shape == (8, len(case.bench.data.interface.labels))
     assert bool(torch.isfinite(logits).all())
+
+
+PAIRS = [
+    (entry, criterion)
+    for entry in KINDS
+    for criterion in KINDS
+    if (entry.axis, criterion.axis) == ("structures", "criteria")
+    # A structure that asks no criterion is tried once.
+    and (criterion.word == "random" if entry.word == "vocabulary" else entry.spec.removes in criterion.spec.judges)
+]
+
+
+@pytest.mark.parametrize(("entry", "criterion"), PAIRS, ids=[f"{entry.word}-{by.word}" for entry, by in PAIRS])
+def test_structure_and_criterion_make_a_smaller_model_that_runs(
+    entry: Entry, criterion: Entry, case: Case, tmp_path: Path
+) -> None:
+    judge, model = made(criterion), case.model()
+    before = sum(parameter.numel() for parameter in model.parameters())
+    job = replace(case.job(tmp_path), model=case.bench.torch(case.family).path)
+    try:
+        judge.check(model)
+        made(entry).prune(model, judge, job)
+    except EdgeForgeError as error:
+        pytest.skip(f"{criterion.word} with {entry.word} refuses {case.family}: {error}")
+    assert sum(parameter.numel() for parameter in model.parameters()) < before
+    if entry.word != "vocabulary":  # whose ids are others now
+        check_answers(model, case)
 
 
 @pytest.mark.slow
@@ -320,18 +325,14 @@ def test_structure_and_criterion_make_a_smaller_model_that_runs(
     ids=lambda entry: entry and entry.word,
 )
 def test_every_file_that_can_be_written_can_be_run(
-    entry: Entry,
-    quantizer: Entry | None,
-    family: str,
-    tiny_model: Callable[[str], PreTrainedModel],
-    job: Job,
-    sealed: Callable[..., Artifact],
+    entry: Entry, quantizer: Entry | None, case: Case, sealed: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     exporter = made(entry)
     chosen = made(quantizer) if quantizer else None
     if chosen is not None and entry.word not in chosen.writes:
         pytest.skip(f"{chosen.kind} does not end in {entry.word}")
-    model = sealed("torch", lambda folder: loading().save(tiny_model(family), folder) or {})
+    model = case.bench.torch(case.family)
+    job = replace(case.job(tmp_path), model=model.path)
     try:
         if chosen is not None and "torch" in chosen.accepts:
             model = sealed("torch", lambda folder: chosen.quantize(model, replace(job, folder=folder)))
@@ -339,53 +340,13 @@ def test_every_file_that_can_be_written_can_be_run(
         if chosen is not None and "torch" not in chosen.accepts:
             file = sealed(entry.word, lambda folder: chosen.quantize(file, replace(job, folder=folder)))
     except IncompatiblePlanError as error:
-        pytest.skip(f"{chosen and chosen.kind} refuses {family}: {error}")
-    runtime = runtime_for(entry.word)
+        pytest.skip(f"{chosen and chosen.kind} refuses {case.family}: {error}")
+    runtime = runtime_for(entry.word, timed=False)
     assert runtime is not None
-    if runtime.available() is not None:
-        return
-    logits = runtime.open(file.path).run({job.task.open().interface.input_name: _images()["pixel_values"].numpy()})
-    assert logits.shape == (8, 4)
+    assert runtime.available() is None
+    logits = runtime.open(file.path).run({name: value.numpy() for name, value in model_inputs(case.batch()).items()})
+    assert logits.shape == (8, len(case.bench.data.interface.labels))
     assert bool(np.isfinite(logits).all())
-
-
-def loading() -> Any:
-    from edgeforge.models import loading
-
-    return loading
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
-    """Four labels, 16x16 gray images, 64 to train and 32 to test on."""
-    rng = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("contracts") / "data.npz"
-    np.savez(
-        path,
-        x_train=rng.integers(0, 256, (64, 16, 16), np.uint8),
-        y_train=np.arange(64) % 4,
-        x_test=rng.integers(0, 256, (32, 16, 16), np.uint8),
-        y_test=np.arange(32) % 4,
-    )
-    return ImageClassification(data=Npz(path=str(path)))
-
-
-class _Silent:
-    def update(self, done: int, total: int, note: str = "") -> None:
-        pass
-
-    def warn(self, message: str) -> None:
-        pass
-
-
-@pytest.fixture
-def job(task: Task, tmp_path: Path) -> Job:
-    def accelerator() -> Any:
-        from accelerate import Accelerator
-
-        return Accelerator(cpu=True)
-
-    return Job(task, tmp_path, 0, accelerator, _Silent())
 
 
 @pytest.fixture

@@ -47,14 +47,14 @@ def test_links_lead_to_files(page: Path) -> None:
     assert [target for target in local if not (page.parent / target).exists()] == []
 
 
-def test_the_pipeline_in_the_readme_loads() -> None:
-    (text,) = blocks("README.md", "yaml")
-    pipeline = parse(text.encode(), "README.md")
-    assert [target.name for target in pipeline.targets] == ["android", "ios"]
+def test_the_pipelines_in_the_readme_load() -> None:
+    images, texts = (parse(text.encode(), "README.md") for text in blocks("README.md", "yaml"))
+    assert [target.name for target in images.targets] == ["android", "ios"]
+    assert [target.name for target in texts.targets] == ["android", "laptop", "ios"]
 
 
 def test_the_mistake_in_the_readme_is_answered_as_it_says() -> None:
-    (text,) = blocks("README.md", "yaml")
+    text = blocks("README.md", "yaml")[0]
     shown = next(block for block in blocks("README.md", "") if block.startswith("error my.yaml"))
     with pytest.raises(Exception, match="unknown key") as caught:
         parse(text.replace("ratio:", "ratoi:").encode(), "my.yaml")

@@ -222,9 +222,10 @@ def test_several_files_that_are_loaded_together_all_count(run: Run) -> None:
     run.plan.steps = [step for step in run.plan.steps if step.name != "phone.quantize"]
     run.add("phone.quantize", run.plan.steps[0].stage, {"model": "phone.export"}, "phone", facts={}, files=files)
     row = phone(run.collect())
-    artifact = run.results["phone.quantize"].artifact
-    assert artifact is not None
-    assert (row.path, row.bytes, row.sha256) == ("artifacts/phone", 14, artifact.digest)
+    lines = [f"{name} {hashlib.sha256(files[name]).hexdigest()}\n" for name in ("model.onnx", "model.onnx.data")]
+    assert (row.path, row.bytes) == ("artifacts/phone", 12)
+    assert row.sha256 == hashlib.sha256("".join(lines).encode()).hexdigest()
+    assert row.companions == {"labels.json": 2}
 
 
 def test_predictions_are_compared_sample_by_sample(run: Run) -> None:
@@ -235,6 +236,16 @@ def test_predictions_are_compared_sample_by_sample(run: Run) -> None:
     assert comparison.difference == 0.0
     assert comparison.ci95 == pytest.approx(paired_interval(1, 1, 10))
     assert run.collect().artifacts[0].comparison is None
+
+
+def test_an_interval_of_accuracies_does_not_stand_beside_another_metric(run: Run) -> None:
+    for name in ("phone.evaluate", "baseline.evaluate"):
+        artifact = run.results[name].artifact
+        assert artifact is not None
+        artifact.facts["metrics"] = {"macro_f1": 0.7, **artifact.facts["metrics"]}  # type: ignore[index]
+    comparison = phone(run.collect()).comparison
+    assert comparison is not None
+    assert (comparison.agreement, comparison.difference, comparison.ci95) == (0.8, None, None)
 
 
 def test_a_file_that_failed_is_quarantined(run: Run) -> None:

@@ -23,12 +23,11 @@ class Subject(Spec):
 class Workload(Spec):
     """What to measure, side by side.
 
-    `inputs` is an ``.npy`` of real samples, shape (N, ...); each call takes one. `starts` says in how many fresh
-    processes each subject is started; every subject takes part in the latency rounds.
+    `inputs` is an ``.npz`` of real samples, one array of shape (N, ...) for each input; each call takes one sample.
+    `starts` says in how many fresh processes each subject is started; every subject takes part in the latency rounds.
     """
 
     subjects: dict[str, Subject]
-    input_name: str
     inputs: Path
     threads: int
     samples: int

@@ -139,8 +139,10 @@ def _runtime(kind: str) -> Runtime:
 def _feeds(job: Mapping[str, Any]) -> Feeds:
     import numpy as np
 
-    samples = np.load(job["inputs"], allow_pickle=False)
-    return [{job["input_name"]: samples[index : index + 1]} for index in range(len(samples))]
+    with np.load(job["inputs"], allow_pickle=False) as file:
+        samples = dict(file)
+    count = min(map(len, samples.values()))
+    return [{name: array[index : index + 1] for name, array in samples.items()} for index in range(count)]
 
 
 class Clock:

@@ -49,12 +49,11 @@ def dense(folder: Path, width: int) -> Path:
 
 
 def workload(tmp_path: Path, subjects: dict[str, Path], **changes: Any) -> Workload:
-    inputs = tmp_path / "inputs.npy"
-    np.save(inputs, np.ones((4, 8), np.float32))
+    inputs = tmp_path / "inputs.npz"
+    np.savez(inputs, x=np.ones((4, 8), np.float32))
     return Workload(
         **{
             "subjects": {name: Subject(runtime="onnxruntime", folder=folder) for name, folder in subjects.items()},
-            "input_name": "x",
             "inputs": inputs,
             "threads": 1,
             "samples": 30,
