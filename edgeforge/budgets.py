@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from edgeforge.core.report import ArtifactRow, BudgetRow
+from edgeforge.core.report import FALLING, ArtifactRow, BudgetRow
 from edgeforge.pipeline import Budgets, Target
 
 
@@ -18,7 +18,8 @@ def judge(budgets: Budgets, targets: Mapping[str, Target], rows: Mapping[str, Ar
     for name, target in targets.items():
         row = rows[name]
         change = row.deltas.get(headline) if headline else None
-        yield from _limit(budgets, name, "accuracy_drop", None if change is None else -change)
+        worse = change if headline in FALLING else -change if change is not None else None
+        yield from _limit(budgets, name, "accuracy_drop", worse)
         yield from _limit(budgets, name, "size_mb", row.bytes / 1e6 if row.bytes else None)
         yield from _limit(budgets, name, "size_ratio", row.deltas.get("size_ratio"))
         for device in target.devices:

@@ -64,7 +64,8 @@ class Budgets(Spec):
     accuracy_drop: float | None = Field(
         default=None,
         ge=0,
-        description="Most the headline metric may fall below the baseline's (absolute: 0.01 is one point).",
+        description="Most the headline metric may get worse than the baseline's (absolute: 0.01 is one point; for a "
+        "language model perplexity, 0.5 is half a unit).",
     )
     size_mb: float | None = Field(default=None, gt=0, description="Largest shipped file or folder (MB, 10^6 bytes).")
     size_ratio: float | None = Field(default=None, gt=0, description="Least times smaller than the baseline.")

@@ -9,12 +9,14 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from packaging.requirements import Requirement
 
 from edgeforge.core.errors import IncompatiblePlanError, MissingExtraError
+from edgeforge.core.kinds import discover
 from edgeforge.core.spec import Spec, digest_of, nested_specs, perhaps, source_digest
 from edgeforge.core.stage import Stage
 from edgeforge.device import DeviceProfile, Layout, profile
-from edgeforge.exporters.onnx import Onnx
+from edgeforge.exporters import Exporter
 from edgeforge.models import Model
 from edgeforge.pipeline import Pipeline, Target
+from edgeforge.quantizers import Quantizer
 from edgeforge.stages.benchmark import Benchmark
 from edgeforge.stages.cache import Cache
 from edgeforge.stages.distill import Distill
@@ -73,7 +75,8 @@ def build(pipeline: Pipeline) -> Plan:
     builder = _Builder(pipeline.model_copy(update={"task": task}))
     builder.chain()
     devices = tuple(dict.fromkeys(device for target in pipeline.targets for device in target.devices))
-    baseline = Target(name="fp32", export=Onnx(), devices=devices)
+    exporter = discover("edgeforge.exporters", Exporter)[task.baseline_format]
+    baseline = Target(name="plain", export=exporter.model_validate({"kind": task.baseline_format}), devices=devices)
     builder.file_row("baseline", builder.plan.baseline, baseline, None)
     for position, target in enumerate(pipeline.targets):
         builder.target(target, f"targets[{position}]")
@@ -136,7 +139,7 @@ class _Builder:
         if not self.plan.baseline:
             self.plan.baseline = name
         if evaluate:
-            self.add(f"{name}.evaluate", Evaluate(kind="evaluate"), {"model": name})
+            self.add(f"{name}.evaluate", Evaluate(kind="evaluate"), {"model": name, **self._reference(name)})
 
     def _chain_stage(self, stage: Stage, last: str, where: str) -> str:
         inputs = {"model": last}
@@ -240,9 +243,10 @@ class _Builder:
         inputs = {"reference": source, "model": model}
         if quantizer and "torch" not in quantizer.accepts:
             inputs["unquantized"] = file
-            file = self.add(f"{row}.quantize", Quantize(kind="quantize", quantizer=quantizer), {"model": file}, row)
+            sources = {"model": file, **self._importance(quantizer, model)}
+            file = self.add(f"{row}.quantize", Quantize(kind="quantize", quantizer=quantizer), sources, row)
         self.add(f"{row}.verify", Verify(kind="verify"), {**inputs, "file": file}, row)
-        self.add(f"{row}.evaluate", Evaluate(kind="evaluate"), {"model": file}, row)
+        self.add(f"{row}.evaluate", Evaluate(kind="evaluate"), {"model": file, **self._reference(file)}, row)
         for device in target.devices:
             if profile(device).link is not None:
                 against = {} if row == "baseline" else {"baseline": self._baseline_file()}
@@ -251,6 +255,21 @@ class _Builder:
 
     def _baseline_file(self) -> str:
         return "baseline.export"
+
+    def _reference(self, model: str) -> dict[str, str]:
+        """The model that answers are compared with, as a further input, where the task wants one."""
+        wanted = self.pipeline.task.wants_reference and model != self.plan.baseline
+        return {"reference": self.plan.baseline} if wanted else {}
+
+    def _importance(self, quantizer: Quantizer, model: str) -> dict[str, str]:
+        """The step that finds out which weights matter, once for all targets, as a further input; else nothing."""
+        tokens = quantizer.calibration_tokens()
+        if not tokens:
+            return {}
+        from edgeforge.stages.importance import Importance  # TODO lead: to the top when it is there
+
+        stage = Importance(kind="importance", tokens=tokens)
+        return {"importance": self._once(f"{model}.importance", stage, {"model": model})}
 
 
 def _by_layout(target: Target, devices: list[DeviceProfile]) -> dict[str, list[DeviceProfile]]:
@@ -268,9 +287,6 @@ def _by_layout(target: Target, devices: list[DeviceProfile]) -> dict[str, list[D
 
 
 def _quantizers_for(export: str) -> Iterable[str]:
-    from edgeforge.core.kinds import discover
-    from edgeforge.quantizers import Quantizer
-
     found = discover("edgeforge.quantizers", Quantizer)
     return sorted(name for name, cls in found.items() if export in cls.writes)  # type: ignore[attr-defined]
 

@@ -36,6 +36,7 @@ Results = Mapping[str, StepResult]
 
 BASELINE = "baseline"
 Z95 = 1.959963984540054
+RESAMPLES = 2000
 
 
 def collect(
@@ -263,7 +264,11 @@ def _compared(row: Artifact | None, baseline: Artifact | None, headline: str | N
 
     The interval is that of a difference of accuracies: it is left out where another metric is the headline.
     """
-    if row is None or baseline is None or "logits.npy" not in row.files or "logits.npy" not in baseline.files:
+    if row is None or baseline is None:
+        return None
+    if "nll.npy" in row.files and "nll.npy" in baseline.files:
+        return _compared_texts(row, baseline)
+    if "logits.npy" not in row.files or "logits.npy" not in baseline.files:
         return None
     after = np.load(row.path / "logits.npy", allow_pickle=False).argmax(axis=-1)
     before = np.load(baseline.path / "logits.npy", allow_pickle=False).argmax(axis=-1)
@@ -278,6 +283,32 @@ def _compared(row: Artifact | None, baseline: Artifact | None, headline: str | N
         agreement=agreement,
         difference=(gained - lost) / len(after),
         ci95=paired_interval(gained, lost, len(after)),
+    )
+
+
+def _compared_texts(row: Artifact, baseline: Artifact) -> MetricComparison | None:
+    """Two evaluated language models, token by token; None where they read the texts as different tokens.
+
+    The difference is that of perplexities; its interval is a bootstrap over windows (Efron, 1979).
+    """
+    pairs = {}
+    for name in ("nll", "scored", "top1"):
+        pairs[name] = [np.load(item.path / f"{name}.npy", allow_pickle=False) for item in (row, baseline)]
+    scored, before = pairs["scored"]
+    if scored.shape != before.shape or not np.array_equal(scored, before):
+        return None
+    sums = np.stack([np.where(scored, values, 0.0).sum(axis=1, dtype=np.float64) for values in pairs["nll"]])
+    counts = scored.sum(axis=1)
+    drawn = np.random.RandomState(0).randint(len(counts), size=(RESAMPLES, len(counts)))
+    perplexities = np.exp(sums[:, drawn].sum(axis=2) / counts[drawn].sum(axis=1))
+    low, high = np.percentile(perplexities[0] - perplexities[1], [2.5, 97.5])
+    after_all, before_all = np.exp(sums.sum(axis=1) / counts.sum())
+    agreement = (pairs["top1"][0] == pairs["top1"][1])[scored.astype(bool)].mean()
+    return MetricComparison(
+        n=int(counts.sum()),
+        agreement=float(agreement),
+        difference=float(after_all - before_all),
+        ci95=(float(low), float(high)),
     )
 
 

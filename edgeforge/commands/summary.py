@@ -80,8 +80,8 @@ def _cells(row: ArtifactRow, metric: str | None) -> list[str]:
         f"[{_COLOURS[row.status]}]{row.status}[/]",
         text.size(row.bytes),
         text.times(row.deltas.get("size_ratio")) if row.name != "baseline" else "",
-        text.metric(row.metrics.get(metric)) if metric else text.NONE,
-        text.points(row.deltas.get(metric)) if metric and row.name != "baseline" else "",
+        text.metric(row.metrics.get(metric), metric) if metric else text.NONE,
+        text.change(row.deltas.get(metric), metric) if metric and row.name != "baseline" else "",
         text.milliseconds(latency.median if latency else None),
         text.speed(compared) if row.name != "baseline" else "",
     ]

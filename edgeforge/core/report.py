@@ -15,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.measurement import Measurement, Origin
 
+FALLING = frozenset({"perplexity", "bits_per_byte", "mean_kld", "p99_kld"})
+"""Metrics that improve by falling. They are plain numbers; every other metric is a share, 1 at best."""
+
 Status = Literal["shipped", "quarantined", "absent"]
 Verdict = Literal["faster", "slower", "no difference shown"]
 
@@ -181,8 +184,9 @@ class BenchmarkConditions(_Part):
 class MetricComparison(_Part):
     """The written file against the baseline's file, sample by sample on the test split.
 
-    `difference` is this file's accuracy minus the baseline's, `ci95` its paired interval, both left out where another
-    metric is the headline; `agreement` is the share of samples on which both predict the same label.
+    `difference` is this file's accuracy (language models: perplexity) minus the baseline's, `ci95` its paired interval,
+    both left out where another metric is the headline; `agreement` is the share of samples (tokens) on which both
+    predict the same.
     """
 
     n: int

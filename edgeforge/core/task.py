@@ -7,7 +7,7 @@ no other place needs to know which task it serves.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -15,6 +15,7 @@ from edgeforge.core.errors import ModelError
 from edgeforge.core.spec import Spec
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 Split = Literal["train", "validation", "test", "transfer"]
@@ -59,13 +60,22 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Interface:
-    """What a shipped file promises: its inputs, its output, its labels, and how raw data becomes the inputs."""
+    """What a shipped file promises: its inputs, its output, its labels, and how raw data becomes the inputs.
+
+    The output is (N, labels): one number for each label of a sample. Without labels it is (N, length, vocabulary): for
+    every position of a text, one for each token that may follow.
+    """
 
     inputs: tuple[Input, ...]
     output_name: str
     labels: tuple[str, ...]
     pixels: Pixels | None = None
     tokens: Tokens | None = None
+
+    @property
+    def per_token(self) -> bool:
+        """Whether the model says what follows each token, instead of a label for the whole sample."""
+        return not self.labels
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -88,6 +98,27 @@ def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in batch.items() if name not in ("labels", "rows")}
 
 
+@dataclass(frozen=True)
+class Answers:
+    """A model that can be asked, whatever runs it.
+
+    `logits`: a batch of model inputs -> what `Interface` says of the output. `generate`: prompts of ids -> what the
+    model writes after each, greedily, at most so many tokens, up to and without the token that ends it; None where the
+    model writes no texts, or what runs it cannot.
+    """
+
+    logits: Callable[[Batch], torch.Tensor]
+    generate: Callable[[Sequence[Sequence[int]], int], list[list[int]]] | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a split says of a model: metrics, the headline first, and arrays, one row per sample, kept beside them."""
+
+    metrics: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
 class TaskData(Protocol):
     """Opened data. `split` sizes are fixed; `batch` is a pure function of its arguments."""
 
@@ -99,7 +130,9 @@ class TaskData(Protocol):
     def batch(self, split: Split, indices: Sequence[int], *, augment_seed: int | None = None) -> Batch:
         """Model inputs, ``labels`` and ``rows`` (int64, positions in the split) of these samples.
 
-        Augmented, reproducibly, when `augment_seed` is given.
+        `labels`: int64, (N,), or (N, length) where the model answers per token: what follows each position. `NO_LABEL`
+        stands where there is nothing to learn and nothing to score. Augmented, reproducibly, when `augment_seed` is
+        given.
         """
 
     def for_model(self, folder: Path) -> Callable[[Batch], Batch]:
@@ -119,6 +152,10 @@ class Task(Spec):
     auto_class: ClassVar[str]
     """The ``transformers`` auto class whose models serve this task."""
     reads: ClassVar[Literal["images", "texts"]]
+    baseline_format: ClassVar[str] = "onnx"
+    """The format of the file that every target is compared with, written without quantization."""
+    wants_reference: ClassVar[bool] = False
+    """Whether a model's answers are evaluated beside those of the model that the chain began with."""
 
     def completed(self, model: Path | None) -> Task:
         """The same task with all that it takes from the pipeline's model, whose folder this is, if it has one."""
@@ -141,5 +178,20 @@ class Task(Spec):
         raise NotImplementedError
 
     def metrics(self, logits: torch.Tensor, labels: torch.Tensor) -> Mapping[str, Any]:
-        """Task metrics of the outputs for a whole split. The first one is the headline, higher is better."""
+        """Metrics of one label per sample, from the outputs for a whole split; the headline first."""
+        raise NotImplementedError
+
+    def evaluate(
+        self,
+        answers: Answers,
+        data: TaskData,
+        split: Split,
+        *,
+        reference: Answers | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Evaluation:
+        """Ask a model about a whole split. `reference`, where the task wants one, is the model the chain began with.
+
+        Where the answers are not all numbers, ``reason`` is the only metric and says so.
+        """
         raise NotImplementedError

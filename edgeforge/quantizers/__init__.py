@@ -46,3 +46,11 @@ class Quantizer(Spec):
     def quantize(self, model: Artifact, job: Job) -> Mapping[str, Any]:
         """Write the quantized artifact into ``job.folder``; return facts (scheme, bits, coverage, layers kept)."""
         raise NotImplementedError
+
+    def calibration_tokens(self) -> int:
+        """How many tokens of training text an importance matrix is computed from; 0: it uses none."""
+        return 0
+
+    def quantize_with(self, inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any]:
+        """`quantize`, given all inputs of the step: ``model``, ``importance`` where `calibration_tokens` asks for it."""
+        return self.quantize(inputs["model"], job)

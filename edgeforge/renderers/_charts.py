@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from markupsafe import Markup, escape
 
 from edgeforge.core.measurement import Origin
-from edgeforge.core.report import StageRow, Status
+from edgeforge.core.report import FALLING, StageRow, Status
 from edgeforge.renderers import _text
 from edgeforge.renderers._axis import Axis, axis_for
 
@@ -36,8 +36,10 @@ class Point:
     note: str = ""
 
 
-def scatter(points: Sequence[Point], *, title: str, x_title: str, x_text: Callable[[float], str]) -> Markup:
-    """`y` is a share, drawn as percent. Labels are placed where they cover least.
+def scatter(
+    points: Sequence[Point], *, metric: str | None, title: str, x_axis: tuple[str, Callable[[float], str]]
+) -> Markup:
+    """`y` is `metric`. Labels are placed where they cover least. `x_axis`: what it says, and how it writes a number.
 
     Quarantined files do not stretch the axis: one that falls off it stands at its lower end with its number.
     """
@@ -46,39 +48,42 @@ def scatter(points: Sequence[Point], *, title: str, x_title: str, x_text: Callab
     xs = [value for point in points for value in (point.x, *(point.x_range or ()))]
     sound = [point for point in points if point.status != "quarantined"] or points
     ys = [value for point in sound for value in (point.y, *(point.y_range or ()))]
-    x_axis = axis_for(xs, (left, right))
-    y_axis = axis_for([*ys, max(ys) - LEAST_SPAN], (bottom, top), log=False)
-    points = [_kept_inside(point, y_axis) for point in points]
-    parts = [_grid(x_axis, y_axis, x_text)]
+    x_title, x_text = x_axis
+    across = axis_for(xs, (left, right))
+    up = axis_for([*ys, max(ys) - LEAST_SPAN], (bottom, top), log=False)
+    points = [_kept_inside(point, up, metric) for point in points]
+    parts = [_grid(across, up, (x_text, "{:g}".format if metric in FALLING else _percent))]
     middle = (left + right) / 2
     parts.append(f'<text class="title" x="{middle}" y="{height - 6}" text-anchor="middle">{escape(x_title)}</text>')
-    taken = [box for point in points for box in _covered(point, x_axis, y_axis)]
+    taken = [box for point in points for box in _covered(point, across, up)]
     for point in points:
-        parts.append(_marker(point, x_axis, y_axis))
+        parts.append(_marker(point, across, up))
     for point in points:
-        x, y, anchor, box = _free_place(
-            x_axis(point.x), y_axis(point.y), point.name, (taken, (left, top, right, bottom))
-        )
+        x, y, anchor, box = _free_place(across(point.x), up(point.y), point.name, (taken, (left, top, right, bottom)))
         taken.append(box)
         parts.append(f'<text class="name" x="{x}" y="{y}" text-anchor="{anchor}">{escape(point.name)}</text>')
     return _svg(width, height, title, parts)
 
 
-def _kept_inside(point: Point, y_axis: Axis) -> Point:
+def _percent(value: float) -> str:
+    return f"{100 * value:g}%"
+
+
+def _kept_inside(point: Point, y_axis: Axis, metric: str | None) -> Point:
     if y_axis.low <= point.y <= y_axis.high:
         return point
     low = y_axis.low + 0.04 * (y_axis.high - y_axis.low)
     high = y_axis.high - 0.04 * (y_axis.high - y_axis.low)
-    name = f"{point.name} {'↓' if point.y < low else '↑'} {_text.metric(point.y)}"
+    name = f"{point.name} {'↓' if point.y < low else '↑'} {_text.metric(point.y, metric)}"
     return replace(point, y=min(max(point.y, low), high), y_range=None, name=name)
 
 
-def _grid(x_axis: Axis, y_axis: Axis, x_text: Callable[[float], str]) -> str:
-    parts = []
+def _grid(x_axis: Axis, y_axis: Axis, texts: tuple[Callable[[float], str], Callable[[float], str]]) -> str:
+    parts, (x_text, y_text) = [], texts
     for value in y_axis.ticks():
         y = y_axis(value)
         parts.append(f'<line class="grid" x1="{x_axis.start}" x2="{x_axis.end}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text class="tick" x="{x_axis.start - 7}" y="{y + 4}" text-anchor="end">{100 * value:g}%</text>')
+        parts.append(f'<text class="tick" x="{x_axis.start - 7}" y="{y + 4}" text-anchor="end">{y_text(value)}</text>')
     parts.append(f'<line class="axis" x1="{x_axis.start}" x2="{x_axis.end}" y1="{y_axis.start}" y2="{y_axis.start}"/>')
     for value in x_axis.ticks():
         x = x_axis(value)
@@ -214,7 +219,7 @@ def chain(stages: Sequence[StageRow], *, title: str) -> Markup:
     centres = [left + column * (index + 0.5) for index in range(len(stages))]
     if metric is not None:
         values = [row.facts.metrics.get(metric) for row in stages]
-        parts.append(_line_panel(_text.words(metric), centres, values, top))
+        parts.append(_line_panel(metric, centres, values, top))
         top += panel
     for name, counts in (
         ("parameters", [row.facts.params for row in stages]),
@@ -232,13 +237,15 @@ def chain(stages: Sequence[StageRow], *, title: str) -> Markup:
 def _line_panel(name: str, centres: Sequence[float], values: Sequence[float | None], top: float) -> str:
     known = [(x, value) for x, value in zip(centres, values, strict=True) if value is not None]
     axis = axis_for([value for _, value in known], (top + 62, top + 26), log=False)
-    parts = [_panel_title(name, top)]
+    parts = [_panel_title(_text.words(name), top)]
     path = " ".join(f"{x},{axis(value)}" for x, value in known)
     parts.append(f'<polyline class="trend" points="{path}"/>')
     for x, value in known:
         y = axis(value)
         parts.append(f'<circle class="dot" style="--c:var(--accent)" cx="{x}" cy="{y}" r="4.5"/>')
-        parts.append(f'<text class="value" x="{x}" y="{y - 10}" text-anchor="middle">{_text.metric(value)}</text>')
+        parts.append(
+            f'<text class="value" x="{x}" y="{y - 10}" text-anchor="middle">{_text.metric(value, name)}</text>'
+        )
     return "".join(parts)
 
 

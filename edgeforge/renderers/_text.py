@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgeforge.core.report import ArtifactRow, BenchmarkConditions, BudgetRow, LatencyComparison
+from edgeforge.core.report import FALLING, ArtifactRow, BenchmarkConditions, BudgetRow, LatencyComparison
 
 NONE = "\u2013"
 MINUS = "\u2212"
@@ -52,11 +52,20 @@ def times(value: float | None) -> str:
     return NONE if value is None else significant(value) + TIMES
 
 
-def metric(value: float | None) -> str:
-    """A share as percent; anything else with three significant digits."""
+def metric(value: float | None, name: str | None = None) -> str:
+    """A share as percent; anything else with three significant digits (`name`: which metric it is)."""
     if value is None:
         return NONE
+    if name in FALLING:
+        return significant(value, 4)
     return f"{100 * value:.2f} %" if 0 <= value <= 1 else significant(value)
+
+
+def change(value: float | None, name: str | None) -> str:
+    """A difference of the metric `name`, always signed: percentage points of a share."""
+    if value is None or name not in FALLING:
+        return points(value)
+    return f"+{significant(value)}" if value > 0 else significant(value)
 
 
 def points(value: float | None) -> str:
@@ -78,6 +87,13 @@ def interval(bounds: Sequence[float | None] | None, *, scale: float = 1, unit: s
 def point_interval(bounds: Sequence[float] | None) -> str:
     """The interval of a difference of shares, in percentage points."""
     return "" if bounds is None else f"[{points(bounds[0])}, {points(bounds[1])}]"
+
+
+def change_interval(bounds: Sequence[float] | None, name: str | None) -> str:
+    """The interval of a `change`."""
+    if bounds is None or name not in FALLING:
+        return point_interval(bounds)
+    return f"[{change(bounds[0], name)}, {change(bounds[1], name)}]"
 
 
 def duration(seconds: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from edgeforge.core.report import ArtifactRow, MeasurementRow, Report
+from edgeforge.core.report import FALLING, ArtifactRow, MeasurementRow, Report
 from edgeforge.renderers import Renderer, _text
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ class Html(Renderer):
         )
         page.filters |= {
             name: getattr(_text, name)
-            for name in ("size", "amount", "milliseconds", "times", "metric", "points", "interval", "point_interval")
+            for name in ("size", "amount", "milliseconds", "times", "metric", "points", "change", "interval")
         }
         page.filters |= {
             name: getattr(_text, name)
-            for name in ("duration", "quantity", "words", "speed", "speed_interval", "format_of")
+            for name in ("change_interval", "duration", "quantity", "words", "speed", "speed_interval", "format_of")
         }
         page.filters |= {"significant": _significant, "conditions": _text.conditions, "facts": flat}
         text: str = page.get_template("report.html.j2").render(
@@ -48,6 +48,7 @@ class Html(Renderer):
             classes=class_changes(report),
             budget_numbers=_text.budget_numbers,
             colours=_colours(report),
+            falling=FALLING,
             sparks=_sparks(report),
         )
         return text
@@ -110,17 +111,18 @@ def _charts_of(report: Report) -> dict[str, Markup]:
     from edgeforge.renderers import _charts
 
     found = {}
-    metric = next((_text.words(name) for row in report.artifacts if (name := _text.headline(row))), "metric")
+    name = next((name for row in report.artifacts if (name := _text.headline(row))), None)
+    metric = _text.words(name or "metric")
     by_size = [point for row in report.artifacts if (point := _point(report, row, None))]
     if len(by_size) > 1:
         title = f"{metric} against size"
-        found["size"] = _charts.scatter(by_size, title=title, x_title="file size", x_text=_text.tick_size)
+        found["size"] = _charts.scatter(by_size, metric=name, title=title, x_axis=("file size", _text.tick_size))
     by_latency = [
         point for row in report.artifacts if (m := row.measurement("latency_ms")) and (point := _point(report, row, m))
     ]
     if len(by_latency) > 1:
         found["latency"] = _charts.scatter(
-            by_latency, title=f"{metric} against latency", x_title="latency, ms per call", x_text="{:g}".format
+            by_latency, metric=name, title=f"{metric} against latency", x_axis=("latency, ms per call", "{:g}".format)
         )
     rows = [
         _charts.Strip(row.name, _series(report)[row.name], item.samples, item.median, (low, high))
@@ -159,7 +161,7 @@ def _point(report: Report, row: ArtifactRow, latency: MeasurementRow | None) -> 
         origin=origin,
         x_range=x_range,  # type: ignore[arg-type]
         y_range=(start + bounds[0], start + bounds[1]) if bounds else None,
-        note=f"{what}, {_text.metric(y)} ({origin}, {row.status})",
+        note=f"{what}, {_text.metric(y, name)} ({origin}, {row.status})",
     )
 
 

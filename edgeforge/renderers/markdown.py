@@ -76,7 +76,7 @@ def _files(report: Report) -> list[str]:
                 escape(_text.format_of(row)),
                 _text.size(row.bytes),
                 _text.times(row.deltas.get("size_ratio")),
-                _text.metric(row.metrics[name]) if name else _text.NONE,
+                _text.metric(row.metrics[name], name) if name else _text.NONE,
                 _change(row, name),
                 f"{_text.milliseconds(latency.median)} ({latency.origin})" if latency else _text.NONE,
                 " ".join(filter(None, (_text.speed(_first(row)), _text.speed_interval(_first(row))))),
@@ -91,9 +91,10 @@ def _files(report: Report) -> list[str]:
         if row.metrics_reason
     ]
     metric = next((_text.words(name) for row in report.artifacts if (name := _text.headline(row))), "metric")
-    head = ["file", "status", "format", "size", "smaller", metric, "points", "latency", "against the baseline"]
+    head = ["file", "status", "format", "size", "smaller", metric, "change", "latency", "against the baseline"]
     notes = [
-        "Points: difference from the baseline's written file, with the paired 95 % interval. "
+        "Change: difference from the baseline's written file, of shares in percentage points, with the paired 95 % "
+        "interval. "
         "Latency: median of one call, batch 1; faster or slower is said only where the 95 % interval excludes 1."
     ]
     bullets = reasons + missing
@@ -103,7 +104,7 @@ def _files(report: Report) -> list[str]:
 def _change(row: ArtifactRow, metric: str | None) -> str:
     change = row.deltas.get(metric) if metric else None
     bounds = row.comparison.ci95 if row.comparison else None
-    return " ".join(filter(None, (_text.points(change), _text.point_interval(bounds))))
+    return " ".join(filter(None, (_text.change(change, metric), _text.change_interval(bounds, metric))))
 
 
 def _first(row: ArtifactRow) -> LatencyComparison | None:
@@ -120,7 +121,7 @@ def _chain(report: Report) -> list[str]:
                 row.kind,
                 _text.amount(row.facts.params),
                 _text.amount(row.facts.macs),
-                _text.metric(row.facts.metrics[metric]) if metric else _text.NONE,
+                _text.metric(row.facts.metrics[metric], metric) if metric else _text.NONE,
                 _text.duration(row.seconds) + (" (cached)" if row.cached else ""),
             ]
         )

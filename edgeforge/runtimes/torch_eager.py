@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -46,3 +48,24 @@ class TorchSession:
         finally:
             torch.set_num_threads(before)
         return logits.float().numpy()  # type: ignore[no-any-return]
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        """What the model writes after each prompt of ids, greedily, up to and without a token that ends it."""
+        import torch
+
+        ending = self._model.generation_config.eos_token_id
+        ends = set(ending if isinstance(ending, list) else [ending])
+        written = []
+        for prompt in prompts:
+            ids = torch.tensor([list(prompt)])
+            with torch.inference_mode():
+                found = self._model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    pad_token_id=0,
+                )
+            new = found[0, len(prompt) :].tolist()
+            written.append(list(itertools.takewhile(lambda token: token not in ends, new)))
+        return written

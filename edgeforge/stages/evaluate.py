@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from edgeforge import runtimes
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.stage import Job, Stage
-from edgeforge.core.task import model_inputs
+from edgeforge.core.task import Answers, Batch
 from edgeforge.runtimes import runtime_for
+from edgeforge.runtimes.torch_eager import TorchEager
 
 if TYPE_CHECKING:
-    import numpy as np
+    import torch
 
     from edgeforge.runtimes import Session
 
-BATCH = 256
-
 
 class Evaluate(Stage):
-    """Run the whole test split through the file as it was written; keep the outputs (`logits.npy`) and labels.
+    """Run the whole test split through the file as it was written; keep what the task makes of its outputs, per sample.
 
     Core ML away from Apple's machines is computed by the reference evaluator. Where no runtime opens the format, the
     metrics are null and the reason is kept.
@@ -45,32 +44,28 @@ class Evaluate(Stage):
 
     def run(self, inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any]:
         import numpy as np
-        import torch
 
         model = inputs["model"]
         runtime = runtime_for(model.format, timed=False)
         reason = f"no runtime opens {model.format} files" if runtime is None else runtime.available()
         if reason is not None or runtime is None:
             return {"runtime": runtime.kind if runtime else None, "metrics": None, "reason": reason}
-        logits, labels = _outputs(runtime.open(model.path), job)
-        np.save(job.folder / "logits.npy", logits)
-        np.save(job.folder / "labels.npy", labels)
-        if not np.isfinite(logits).all():
-            return {"runtime": runtime.kind, "metrics": None, "reason": "the outputs hold NaN or infinity"}
-        metrics = job.task.metrics(torch.from_numpy(logits), torch.from_numpy(labels))
-        return {"runtime": runtime.kind, "metrics": dict(metrics), "reason": None}
+        reference = _answers(TorchEager().open(inputs["reference"].path)) if "reference" in inputs else None
+        found = job.task.evaluate(
+            _answers(runtime.open(model.path)), job.data, "test", reference=reference, progress=job.progress.update
+        )
+        for name, array in found.arrays.items():
+            np.save(job.folder / f"{name}.npy", array)
+        if "reason" in found.metrics:
+            return {"runtime": runtime.kind, "metrics": None, "reason": found.metrics["reason"]}
+        return {"runtime": runtime.kind, "metrics": dict(found.metrics), "reason": None}
 
 
-def _outputs(session: Session, job: Job) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (float32, shape (N, labels)) and labels (int64, shape (N,)) of the test split."""
-    import numpy as np
+def _answers(session: Session) -> Answers:
+    """A session as a task asks it."""
+    import torch
 
-    data = job.data
-    size = data.size("test")
-    logits, labels = [], []
-    for start in range(0, size, BATCH):
-        batch = data.batch("test", range(start, min(size, start + BATCH)))
-        labels.append(batch["labels"].numpy())
-        logits.append(session.run({name: value.numpy() for name, value in model_inputs(batch).items()}))
-        job.progress.update(min(size, start + BATCH), size)
-    return np.concatenate(logits).astype(np.float32), np.concatenate(labels)
+    def logits(batch: Batch) -> torch.Tensor:
+        return torch.from_numpy(session.run({name: value.cpu().numpy() for name, value in batch.items()}))
+
+    return Answers(logits, getattr(session, "generate", None))

@@ -1,19 +1,57 @@
-"""What every task with one label per sample needs: the validation split, and numbers beside the headline."""
+"""What every task with one label per sample needs: loss, evaluation, validation split, numbers beside the headline."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgeforge.core.errors import ModelError
+from edgeforge.core.task import Answers, Batch, Evaluation, Split, Task, TaskData, model_inputs
 
 if TYPE_CHECKING:
     import torch
 
 SPLIT_SEED = 0
 ECE_BINS = 15
+BATCH = 256
+
+
+class Classification(Task):
+    """Base of the tasks with one label per sample."""
+
+    def loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        from torch.nn import functional
+
+        return functional.cross_entropy(logits.float(), batch["labels"])
+
+    def evaluate(
+        self,
+        answers: Answers,
+        data: TaskData,
+        split: Split,
+        *,
+        reference: Answers | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Evaluation:
+        """See Task. Arrays: ``logits`` (float32, (N, labels)) and ``labels`` (int64, (N,))."""
+        import torch
+
+        size = data.size(split)
+        logits, labels = [], []
+        for start in range(0, size, BATCH):
+            end = min(size, start + BATCH)
+            batch = data.batch(split, range(start, end))
+            labels.append(batch["labels"])
+            logits.append(answers.logits(model_inputs(batch)).float().cpu())
+            if progress is not None:
+                progress(end, size)
+        found, truth = torch.cat(logits), torch.cat(labels)
+        arrays = {"logits": found.numpy(), "labels": truth.numpy()}
+        if not found.isfinite().all():
+            return Evaluation({"reason": "the outputs hold NaN or infinity"}, arrays)
+        return Evaluation(dict(self.metrics(found, truth)), arrays)
 
 
 def check_label_count(logits: torch.Tensor, names: Sequence[str]) -> None:

@@ -14,10 +14,16 @@ from pydantic import BeforeValidator, Field
 from edgeforge.core.errors import DataError
 from edgeforge.core.kinds import OneOf
 from edgeforge.core.spec import Spec, digest_of
-from edgeforge.core.task import Batch, Input, Interface, Pixels, Split, Task
+from edgeforge.core.task import Batch, Input, Interface, Pixels, Split
 from edgeforge.data import DataSource, LabelledImages
 from edgeforge.data.sklearn_digits import SklearnDigits
-from edgeforge.tasks._classification import calibration_error, check_label_count, per_class_accuracy, stratified_split
+from edgeforge.tasks._classification import (
+    Classification,
+    calibration_error,
+    check_label_count,
+    per_class_accuracy,
+    stratified_split,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +57,7 @@ class Normalize(Spec):
     )
 
 
-class ImageClassification(Task):
+class ImageClassification(Classification):
     """Images to one of several labels. Metrics: accuracy, expected calibration error, accuracy per class."""
 
     kind: Literal["image_classification"] = "image_classification"
@@ -80,11 +86,6 @@ class ImageClassification(Task):
 
     def open(self, model: Path | None = None) -> ImageData:
         return _open(self, self.data.digest())
-
-    def loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        from torch.nn import functional
-
-        return functional.cross_entropy(logits.float(), batch["labels"])
 
     def metrics(self, logits: torch.Tensor, labels: torch.Tensor) -> Mapping[str, Any]:
         """`accuracy`, `expected_calibration_error` (15 equal bins; Guo et al. 2017), `per_class_accuracy` by label.

@@ -14,10 +14,16 @@ from pydantic import Field
 from edgeforge.core.errors import DataError, ModelError
 from edgeforge.core.kinds import OneOf
 from edgeforge.core.spec import digest_of
-from edgeforge.core.task import NO_LABEL, Batch, Input, Interface, Split, Task, Tokens
+from edgeforge.core.task import NO_LABEL, Batch, Input, Interface, Split, Tokens
 from edgeforge.data import DataSource, LabelledTexts
 from edgeforge.models import tokenizer
-from edgeforge.tasks._classification import calibration_error, check_label_count, per_class_accuracy, stratified_split
+from edgeforge.tasks._classification import (
+    Classification,
+    calibration_error,
+    check_label_count,
+    per_class_accuracy,
+    stratified_split,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +31,7 @@ if TYPE_CHECKING:
 OPENED_AT_ONCE = 4
 
 
-class TextClassification(Task):
+class TextClassification(Classification):
     """Texts to one of several labels. Metrics: macro F1, accuracy, Matthews correlation, calibration, per class.
 
     Every model reads texts with its own tokenizer, which is shipped beside it. Batches are padded to their longest
@@ -81,11 +87,6 @@ class TextClassification(Task):
         from edgeforge.models._hub import fetch
 
         return fetch(self.tokenizer, None, wanted=tokenizer.FILES)
-
-    def loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        from torch.nn import functional
-
-        return functional.cross_entropy(logits.float(), batch["labels"])
 
     def metrics(self, logits: torch.Tensor, labels: torch.Tensor) -> Mapping[str, Any]:
         """`macro_f1`, `accuracy`, `matthews_correlation`, `expected_calibration_error`, `per_class_accuracy` by label.

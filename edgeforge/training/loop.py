@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 from edgeforge.core.errors import ConfigurationError
+from edgeforge.core.report import FALLING
 from edgeforge.core.seeds import derive
 from edgeforge.core.stage import Job
-from edgeforge.core.task import Batch, Split, TaskData, model_inputs
+from edgeforge.core.task import Answers, Batch, Split, TaskData
 from edgeforge.losses import Training
 from edgeforge.store import CHECKPOINT
 from edgeforge.training import checkpoint
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     pass
 
 REPORT_EVERY = 10  # steps between progress updates, each of which reads the loss off the device
-EVALUATION_BATCH = 512
 
 
 @dataclass
@@ -180,33 +180,35 @@ class _Training:
         self.state.loss_sum, self.state.loss_count = 0.0, 0
         if self.recipe.keep == "last":
             return
-        score = self._validate()
-        self.state.history["validation"].append(score)
+        name, value = self._validate()
+        self.state.history["validation"].append(value)
+        score = -value if name in FALLING else value
         if score > self.state.best:
             self.state.best, self.state.best_step = score, self.state.step
             self.best = {name: value.clone() for name, value in self._kept().items()}
 
-    def _validate(self) -> float:
-        """The headline metric on the validation split, with the weights that would be kept."""
-        current = _copy(self.trainee.student)
-        self.trainee.student.load_state_dict(self._kept())
-        self.trainee.student.eval()
-        logits, labels = [], []
-        size = self.data.size("validation")
-        if size == 0:
+    def _validate(self) -> tuple[str, float]:
+        """The headline metric on the validation split, by name, with the weights that would be kept."""
+        if self.data.size("validation") == 0:
             raise ConfigurationError(
                 "keep: best needs a validation split", where="task.validation", remedy="set it above 0"
             )
+        current = _copy(self.trainee.student)
+        self.trainee.student.load_state_dict(self._kept())
+        self.trainee.student.eval()
         with torch.no_grad():
-            for start in range(0, size, EVALUATION_BATCH):
-                batch = self.data.batch("validation", range(start, min(size, start + EVALUATION_BATCH)))
-                labels.append(batch["labels"])
-                inputs = {name: value.to(self.accelerator.device) for name, value in model_inputs(batch).items()}
-                logits.append(self.trainee.student(**inputs).logits.float().cpu())
+            found = self.job.task.evaluate(Answers(self._logits), self.data, "validation")
         self.trainee.student.load_state_dict(current)
         self.wrapped.train()
-        metrics = self.job.task.metrics(torch.cat(logits), torch.cat(labels))
-        return float(next(iter(metrics.values())))
+        name, value = next(iter(found.metrics.items()))
+        if name == "reason":
+            raise ConfigurationError(str(value), where="keep: best", remedy="lower `learning_rate`, or set `clip_norm`")
+        return name, float(value)
+
+    def _logits(self, batch: Batch) -> torch.Tensor:
+        inputs = {name: value.to(self.accelerator.device) for name, value in batch.items()}
+        logits: torch.Tensor = self.trainee.student(**inputs).logits.float().cpu()
+        return logits
 
     def _kept(self) -> dict[str, torch.Tensor]:
         return self.average if self.recipe.ema else self.trainee.student.state_dict()

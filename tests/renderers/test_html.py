@@ -132,7 +132,7 @@ def test_charts_hold_every_file_with_numbers(report: Report) -> None:
 
 def test_the_place_of_a_point_follows_from_its_numbers() -> None:
     points = [Point("a", 1.0, 0.5, 0), Point("b", 10.0, 0.6, 1), Point("c", 100.0, 0.9, 2)]
-    svg = ElementTree.fromstring(scatter(points, title="t", x_title="x", x_text=str))
+    svg = ElementTree.fromstring(scatter(points, metric="accuracy", title="t", x_axis=("x", str)))
     places = [(float(item.attrib["cx"]), float(item.attrib["cy"])) for item in svg.iter() if "cx" in item.attrib]
     (bx, by), (cx, cy) = places
     diamond = next(item.attrib["d"] for item in svg.iter() if item.tag == "path")
@@ -149,7 +149,7 @@ def test_names_do_not_cover_each_other() -> None:
         ("c", 0.45, 0.928),
     ]
     points = [Point(name, x, y, number) for number, (name, x, y) in enumerate(rows)]
-    svg = ElementTree.fromstring(scatter(points, title="t", x_title="x", x_text=str))
+    svg = ElementTree.fromstring(scatter(points, metric="accuracy", title="t", x_axis=("x", str)))
     boxes = []
     for item in svg.iter():
         if item.get("class") == "name":
@@ -164,7 +164,7 @@ def test_names_do_not_cover_each_other() -> None:
 
 def test_a_name_does_not_cover_its_own_interval() -> None:
     points = [Point("wide", 0.02, 0.5, 1, x_range=(0.015, 0.03)), Point("baseline", 0.0168, 0.9, 0)]
-    svg = ElementTree.fromstring(scatter(points, title="t", x_title="x", x_text=str))
+    svg = ElementTree.fromstring(scatter(points, metric="accuracy", title="t", x_axis=("x", str)))
     name = next(item for item in svg.iter() if item.get("class") == "name" and item.text == "wide")
     bar = next(item for item in svg.iter() if item.get("class") == "error")
     assert abs(float(name.attrib["y"]) - 4 - float(bar.attrib["y1"])) > 6
@@ -172,7 +172,7 @@ def test_a_name_does_not_cover_its_own_interval() -> None:
 
 def test_a_quarantined_outlier_does_not_flatten_the_others() -> None:
     points = [Point("baseline", 8, 0.93, 0), Point("good", 1, 0.925, 1), Point("bad", 1, 0.1, 2, "quarantined")]
-    svg = ElementTree.fromstring(scatter(points, title="t", x_title="x", x_text=str))
+    svg = ElementTree.fromstring(scatter(points, metric="accuracy", title="t", x_axis=("x", str)))
     names = [item.text for item in svg.iter() if item.get("class") == "name"]
     assert names == ["baseline", "good", "bad ↓ 10.00 %"]
 
