@@ -24,9 +24,12 @@ def write_companions(network: PreTrainedModel, interface: Interface, model: Path
     for private in ("_name_or_path", "_attn_implementation", "_attn_implementation_autoset"):
         config.pop(private, None)
     config["architectures"] = [type(network).__name__]
-    config["id2label"] = dict(enumerate(interface.labels))
-    config["label2id"] = {label: index for index, label in enumerate(interface.labels)}
+    if interface.labels:
+        config["id2label"] = dict(enumerate(interface.labels))
+        config["label2id"] = {label: index for index, label in enumerate(interface.labels)}
     _write(folder / "config.json", config)
+    if interface.per_token:
+        _write(folder / "generation_config.json", network.generation_config.to_diff_dict())
     if interface.pixels is not None:
         # Transformers.js makes every image RGB unless told otherwise.
         in_color = {"do_convert_rgb": interface.image_shape[0] == 3}

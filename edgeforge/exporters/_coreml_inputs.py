@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgeforge.core.errors import ModelError
@@ -26,10 +26,10 @@ SHORTEST = 16
 
 @dataclass(frozen=True)
 class Front:
-    """`module` takes tensors like `example` and gives probabilities, shape (1, labels).
+    """`module` takes tensors like `example` and gives probabilities, shape (1, labels), or `outputs`.
 
-    `axes` are the axes of each tensor that stay open; `types` say the inputs to coremltools. The rest is what people
-    and apps read in the package.
+    `axes` are the axes of each tensor that stay open; `types`, `outputs` and `states` say to coremltools what goes in,
+    comes out and is remembered. The rest is what people and apps read in the package.
     """
 
     module: torch.nn.Module
@@ -40,6 +40,9 @@ class Front:
     descriptions: Mapping[str, str]
     metadata: Mapping[str, str]
     lengths: tuple[int, ...] = ()
+    outputs: list[Any] = field(default_factory=list)
+    """Absent: a classifier's label and probabilities."""
+    states: list[Any] = field(default_factory=list)
 
     def program(self) -> ExportedProgram:
         """The module as torch.export sees it. Raises whatever torch does."""

@@ -1,8 +1,9 @@
 """Weight-only quantization in ONNX: the integers that a quantizer chose in torch, written as integers.
 
-Four bits in a matrix product become ``com.microsoft.MatMulNBits``, which multiplies them as they are; of an embedding
-table only the rows that are looked up become floats; everything else becomes ``DequantizeLinear`` before the operator
-that reads it: smaller, not faster.
+Four bits in a matrix product become ``com.microsoft.MatMulNBits``, which multiplies them as they are (eight bits too
+where the file's operators are older than ``DequantizeLinear`` with blocks); of an embedding table only the rows that
+are looked up become floats; everything else becomes ``DequantizeLinear`` before the operator that reads it: smaller,
+not faster.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from edgeforge.onnx_rows import MICROSOFT, IntegerTable, gathers_rows, lookup
 
 if TYPE_CHECKING:
     import onnx
+
+BLOCKS_OPSET = 21
+"""The first with 4-bit integers and scales per block."""
 
 PRODUCT_BLOCKS = (128, 64, 32, 16)
 """Block sizes of MatMulNBits, best first: 128 is fastest, at the same integers."""
@@ -70,13 +74,20 @@ class _Writer:
         self.instead: dict[int, list[onnx.NodeProto]] = {}
         self.decoders: list[onnx.NodeProto] = []
         self.added: set[str] = set()
+        opset = next(item.version for item in proto.opset_import if not item.domain)
+        self.product_bits = (4,) if opset >= BLOCKS_OPSET else (4, 8)
 
     def replace(self, constant: str, weight: LinearWeight, *, transposed: bool) -> None:
         decoded: str | None = None
+        block = _product_block(weight) if weight.bits in self.product_bits else None
         for node in self.readers.get(constant, ()):
-            block = _product_block(weight)
             if block is not None and _multiplies_by(node, constant, transposed):
                 self._to_product(node, weight, block)
+            elif block is not None and not transposed and self._flipped_for_products(node):
+                # A table that is both looked up and, flipped, multiplied by: tied embeddings.
+                for product in self.readers[node.output[0]]:
+                    self._to_product(product, weight, block)
+                self.instead[id(node)] = []
             elif transposed or not gathers_rows(node, constant) or not self._to_lookup(node, weight):
                 decoded = decoded or self._decode(constant, weight, transposed)
                 node.input[:] = [decoded if name == constant else name for name in node.input]
@@ -87,6 +98,13 @@ class _Writer:
         self.proto.graph.node.extend([*self.decoders, *nodes])
         if any(node.domain == MICROSOFT for node in nodes):
             self.proto.opset_import.add(domain=MICROSOFT, version=1)
+
+    def _flipped_for_products(self, node: onnx.NodeProto) -> bool:
+        """Whether the node transposes a matrix that is then only multiplied by."""
+        if node.op_type != "Transpose" or list(onnx_graph.attribute(node, "perm", (1, 0))) != [1, 0]:
+            return False
+        readers = self.readers.get(node.output[0], [])
+        return bool(readers) and all(_multiplies_by(reader, node.output[0], True) for reader in readers)
 
     def _constant(self, name: str, array: np.ndarray) -> str:
         from onnx import numpy_helper
@@ -116,7 +134,7 @@ class _Writer:
             domain=MICROSOFT,
             K=inputs,
             N=channels,
-            bits=4,
+            bits=weight.bits,
             block_size=block,
             accuracy_level=4,
         )
@@ -174,7 +192,7 @@ def _multiplies_by(node: onnx.NodeProto, constant: str, transposed: bool) -> boo
 
 def _product_block(weight: LinearWeight) -> int | None:
     """The block size MatMulNBits can hold this weight in; None where it cannot."""
-    if weight.bits != 4 or len(weight.shape) != 2:
+    if len(weight.shape) != 2:
         return None
     inputs = weight.shape[1]
     if weight.block_size is None:
@@ -184,18 +202,22 @@ def _product_block(weight: LinearWeight) -> int | None:
 
 
 def packed_blocks(weight: LinearWeight, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """A 4-bit weight (N, K) as MatMulNBits stores it.
+    """A weight (N, K) of 4 or 8 bits as MatMulNBits stores it.
 
-    Integers: uint8, (N, ceil(K / block), block / 2), eight added, the lower half byte first, zeros behind K.
-    Scales: float32, (N, ceil(K / block)).
+    Integers: uint8, (N, ceil(K / block), block * bits / 8), half of the range added, the lower half byte first, zeros
+    behind K. Scales: float32, (N, ceil(K / block)).
     """
     channels, inputs = weight.shape
     blocks = -(-inputs // block)
-    nibbles = np.full((channels, blocks * block), 8, dtype=np.uint8)
-    nibbles[:, :inputs] = (weight.integers.astype(np.int16) + 8).astype(np.uint8)
-    pairs = nibbles.reshape(channels, blocks, block // 2, 2)
+    zero = 2 ** (weight.bits - 1)
+    shifted = np.full((channels, blocks * block), zero, dtype=np.uint8)
+    shifted[:, :inputs] = (weight.integers.astype(np.int16) + zero).astype(np.uint8)
     group = np.arange(blocks) * block * weight.scales.shape[1] // inputs
-    return pairs[..., 0] | pairs[..., 1] << 4, weight.scales.astype(np.float32)[:, group]
+    scales = weight.scales.astype(np.float32)[:, group]
+    if weight.bits == 8:
+        return shifted.reshape(channels, blocks, block), scales
+    pairs = shifted.reshape(channels, blocks, block // 2, 2)
+    return pairs[..., 0] | pairs[..., 1] << 4, scales
 
 
 def _decodable(weight: LinearWeight, transposed: bool) -> tuple[np.ndarray, np.ndarray, int, int | None]:

@@ -22,6 +22,7 @@ from edgeforge.core.stage import Job
 from edgeforge.core.task import Interface
 from edgeforge.exporters import Exporter
 from edgeforge.exporters._companions import write_companions
+from edgeforge.exporters._coreml_decoder import decoder
 from edgeforge.exporters._coreml_inputs import Front, images, texts
 from edgeforge.exporters._coreml_weights import Placed, pipeline_with
 from edgeforge.runtimes import coreml as runtime
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 class Coreml(Exporter):
     """A Core ML ML Program for iPhone, iPad and Mac: it takes an image or a text and answers with a label and
-    probabilities.
+    probabilities; a language model takes tokens, remembers them, and answers with what may follow.
 
     Normalisation of images is inside the program, so an app hands over camera pixels as they are. A text comes as
     token ids and a mask, filled up to a length that the package takes; the tokenizer's files lie beside the package.
@@ -50,9 +51,17 @@ class Coreml(Exporter):
         "Each of these is compiled for the Neural Engine; an open range would run there at one length only.",
     )
 
+    context: int | None = Field(
+        default=None,
+        ge=16,
+        description="Of language models: most tokens of a conversation, which the model remembers; absent: 1024, or as "
+        "many as it has positions for.",
+    )
+
     needs: ClassVar[tuple[str, ...]] = ("coremltools", "numpy", "torch", "transformers")
     uses: ClassVar[tuple[str, ...]] = (
         "edgeforge.exporters._companions",
+        "edgeforge.exporters._coreml_decoder",
         "edgeforge.exporters._coreml_inputs",
         "edgeforge.exporters._coreml_weights",
         "edgeforge.models.loading",
@@ -68,16 +77,19 @@ class Coreml(Exporter):
 
         interface = job.data.interface
         network = loading.load(model.path)
-        _check_labels(network, interface)
+        if interface.labels:
+            _check_labels(network, interface)
         quantized = quantized_weights.read(model.path)
         if quantized is not None:
             quantized_weights.check_model(quantized, network, where=str(model.path))
         placed = Placed(quantized.weights if quantized is not None else {}, tables=_tables(network))
-        if interface.tokens is not None:
+        if interface.per_token:
+            front = decoder(network, interface, context=self.context)
+        elif interface.tokens is not None:
             front = texts(network, interface, flexible=self.length == "flexible")
         else:
             front = images(network, interface)
-        target = "iOS18" if placed.weights or len(front.lengths) > 1 else "iOS17"
+        target = "iOS18" if placed.weights or len(front.lengths) > 1 or front.states else "iOS17"
         converted = self._convert(front, interface, target, placed)
         placed.check()
         spec = converted.get_spec()
@@ -103,13 +115,15 @@ class Coreml(Exporter):
         import torch
 
         coremltools = runtime.load_coremltools()
-        labels = coremltools.ClassifierConfig(list(interface.labels), predicted_feature_name=runtime.LABEL)
+        classifier = {} if front.outputs else {"classifier_config": _classifier(coremltools, interface)}
         try:
             with _quiet(), torch.no_grad():
                 return coremltools.convert(
                     front.program(),
                     inputs=front.types,
-                    classifier_config=labels,
+                    outputs=front.outputs or None,
+                    states=front.states or None,
+                    **classifier,
                     minimum_deployment_target=getattr(coremltools.target, target),
                     compute_precision=getattr(coremltools.precision, self.precision.upper()),
                     convert_to="mlprogram",
@@ -121,6 +135,10 @@ class Coreml(Exporter):
             raise ModelError(
                 f"coremltools cannot convert it: {type(error).__name__}: {reason}", remedy="export to onnx instead"
             ) from error
+
+
+def _classifier(coremltools: Any, interface: Interface) -> Any:
+    return coremltools.ClassifierConfig(list(interface.labels), predicted_feature_name=runtime.LABEL)
 
 
 def _check_labels(network: PreTrainedModel, interface: Interface) -> None:
@@ -158,7 +176,9 @@ def _describe(spec: Any, front: Front, interface: Interface, *, recipe: str) -> 
     for value in description.input:
         value.shortDescription = front.descriptions[value.name]
     for output in description.output:
-        if output.name == runtime.LABEL:
+        if interface.per_token:
+            output.shortDescription = "for each token, how likely each token of the vocabulary follows (logits)"
+        elif output.name == runtime.LABEL:
             output.shortDescription = "most probable label"
         else:
             output.shortDescription = "probability of each label"

@@ -13,11 +13,9 @@ from edgeforge.core.artifact import Artifact
 from edgeforge.core.stage import Job
 from edgeforge.exporters import Exporter
 from edgeforge.exporters._companions import write_companions
+from edgeforge.exporters._onnx_decoder import decoder
 from edgeforge.exporters._onnx_program import translated
-from edgeforge.exporters._onnx_weights import write_quantized
-
-BLOCKS_OPSET = 21
-"""The first with 4-bit integers and scales per block."""
+from edgeforge.exporters._onnx_weights import BLOCKS_OPSET, write_quantized
 
 
 class Onnx(Exporter):
@@ -25,7 +23,8 @@ class Onnx(Exporter):
     any length of text up to the task's.
 
     Layers are named by their module path (other nodes and all values have short names), so later steps and profilers
-    can refer to them. Weights that a weight-only quantizer chose are written as its integers.
+    can refer to them. Weights that a weight-only quantizer chose are written as its integers. Language models become
+    a decoder with past (keys and values go in and out), by optimum.
     """
 
     kind: Literal["onnx"] = "onnx"
@@ -40,6 +39,7 @@ class Onnx(Exporter):
     needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "onnxscript", "torch", "transformers")
     uses: ClassVar[tuple[str, ...]] = (
         "edgeforge.exporters._companions",
+        "edgeforge.exporters._onnx_decoder",
         "edgeforge.exporters._onnx_program",
         "edgeforge.exporters._onnx_weights",
         "edgeforge.models.loading",
@@ -57,7 +57,7 @@ class Onnx(Exporter):
         interface = job.data.interface
         quantized = quantized_weights.read(model.path)
         opset = self.opset if quantized is None else max(self.opset, BLOCKS_OPSET)
-        proto = translated(network, interface, opset)
+        proto = decoder(network, opset) if interface.per_token else translated(network, interface, opset)
         facts: dict[str, Any] = {}
         if quantized is not None:
             facts["coverage_percent"] = write_quantized(proto, quantized)
@@ -69,6 +69,6 @@ class Onnx(Exporter):
         return {
             **facts,
             "bytes": size,
-            "opset": opset,
+            "opset": next(item.version for item in proto.opset_import if not item.domain),
             "ops": dict(sorted(Counter(node.op_type for node in proto.graph.node).items())),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgeforge.core.errors import ModelError
 
@@ -68,7 +68,9 @@ def trace(model: PreTrainedModel, interface: Interface) -> Trace:
 
     from edgeforge.models.example import example_inputs
 
-    sample = example_inputs(interface, 1)
+    sample: dict[str, Any] = dict(example_inputs(interface, 1))
+    if interface.per_token:
+        sample["use_cache"] = False  # torch.export knows no cache objects
     try:
         with torch.no_grad(), warnings.catch_warnings():
             # A call that torch 2.13 itself makes.

@@ -13,6 +13,7 @@ import numpy as np
 
 from edgeforge.core.errors import ModelError
 from edgeforge.core.extras import require
+from edgeforge.runtimes._coreml_decoder import CoremlDecoder
 
 PACKAGE = "model.mlpackage"
 MANIFEST = "Manifest.json"
@@ -45,6 +46,13 @@ def load_coremltools() -> ModuleType:
     """Import coremltools without what it says on every Linux machine. Raises MissingExtraError."""
     logging.getLogger("coremltools").addFilter(lambda record: not record.getMessage().startswith(_HARMLESS))
     return require("coremltools", "coreml")
+
+
+def session_of(model: Any, metadata: Mapping[str, str], features: Sequence[Any]) -> CoremlSession | CoremlDecoder:
+    """An opened package as a session. Raises KeyError, ValueError where `metadata` is not that of a package of ours."""
+    if "context" in json.loads(metadata.get(TOKENS_KEY, "{}")):
+        return CoremlDecoder(model, metadata[TOKENS_KEY])
+    return CoremlSession(model, metadata, features)
 
 
 class CoremlSession:

@@ -25,6 +25,7 @@ from edgeforge.runtimes._coreml import (
     WEIGHTS_FOLDER,
     CoremlSession,
     load_coremltools,
+    session_of,
 )
 
 if TYPE_CHECKING:
@@ -74,6 +75,6 @@ class Coreml(Runtime):
         coremltools = load_coremltools()
         try:
             model = coremltools.models.MLModel(str(folder / PACKAGE))
-            return CoremlSession(model, model.user_defined_metadata, model.get_spec().description.input)
+            return session_of(model, model.user_defined_metadata, model.get_spec().description.input)
         except (RuntimeError, OSError, KeyError, ValueError) as error:
             raise ModelError(f"Core ML cannot open it: {error}", where=str(folder / PACKAGE)) from error

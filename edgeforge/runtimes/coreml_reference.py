@@ -21,7 +21,7 @@ from pydantic import Field
 
 from edgeforge.core.errors import ModelError
 from edgeforge.runtimes import Runtime
-from edgeforge.runtimes._coreml import PACKAGE, CoremlSession, load_coremltools
+from edgeforge.runtimes._coreml import PACKAGE, load_coremltools, session_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +61,7 @@ class CoremlReference(Runtime):
         """
         model = open_model(folder / PACKAGE, precision=self.precision)
         try:
-            session = CoremlSession(model, model.metadata, model.features)
+            session = session_of(model, model.metadata, model.features)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(
                 f"its metadata is not that of a package written by EdgeForge: {error}",

@@ -11,6 +11,7 @@ from edgeforge.core.errors import ModelError
 from edgeforge.core.extras import require
 from edgeforge.onnx_graph import MODEL
 from edgeforge.runtimes import Runtime
+from edgeforge.runtimes._onnx_decoder import PAST, OnnxDecoder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,13 +39,14 @@ class Onnxruntime(Runtime):
     def prepare(self) -> None:
         require("onnxruntime.capi.onnxruntime_pybind11_state", "onnx")
 
-    def open(self, folder: Path, *, threads: int | None = None) -> OnnxSession:
+    def open(self, folder: Path, *, threads: int | None = None) -> OnnxSession | OnnxDecoder:
         """See Runtime. Raises ModelError where the file is missing, damaged, or has operators unknown here."""
-        return OnnxSession(folder / MODEL, threads=threads)
+        session = OnnxSession(folder / MODEL, threads=threads)
+        return OnnxDecoder(session, folder) if session.remembers else session
 
 
 class OnnxSession:
-    """An opened ONNX file with one output."""
+    """An opened ONNX file; its first output is what it answers."""
 
     def __init__(
         self, model: Path | bytes, *, threads: int | None = None, settings: Mapping[str, str] | None = None
@@ -71,6 +73,19 @@ class OnnxSession:
         except self._errors as error:
             raise ModelError(f"the file does not run: {_first_line(error)}") from error
         return logits  # type: ignore[no-any-return]
+
+    @property
+    def remembers(self) -> bool:
+        """Whether keys and values go in and out beside ids and logits."""
+        return any(value.name.startswith(PAST) for value in self._session.get_inputs())
+
+    def outputs(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Every output by name. Raises ModelError as `run` does."""
+        names = [value.name for value in self._session.get_outputs()]
+        try:
+            return dict(zip(names, self._session.run(names, inputs), strict=True))
+        except self._errors as error:
+            raise ModelError(f"the file does not run: {_first_line(error)}") from error
 
     def interface(self) -> tuple[list[tuple[str, str, list[int | str]]], list[tuple[str, str, list[int | str]]]]:
         """(name, type such as ``tensor(float)``, shape) of every input and of every output; symbols stay words."""

@@ -1,0 +1,74 @@
+"""Language models whose ONNX file takes and gives keys and values: the caller sees ids in, logits or ids out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from edgeforge.runtimes.onnxruntime import OnnxSession
+
+PAST, PRESENT = "past_key_values.", "present."
+
+Cache = dict[str, np.ndarray]
+
+
+class OnnxDecoder:
+    """A session of a decoder with past; see `edgeforge.runtimes.Session`."""
+
+    def __init__(self, session: OnnxSession, folder: Path) -> None:
+        self._session = session
+        self._empty = {name: shape for name, _, shape in session.interface()[0] if name.startswith(PAST)}
+        self._ends = _ends(folder)
+
+    def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """Logits (N, length, vocabulary) of whole texts, nothing remembered."""
+        return self.step(inputs["input_ids"], inputs["attention_mask"], self.empty(len(inputs["input_ids"])))[0]
+
+    def empty(self, count: int) -> Cache:
+        """Keys and values of `count` texts of which nothing was read."""
+        return {
+            name: np.zeros((count, int(shape[1]), 0, int(shape[3])), dtype=np.float32)
+            for name, shape in self._empty.items()
+        }
+
+    def step(self, ids: np.ndarray, mask: np.ndarray, cache: Cache) -> tuple[np.ndarray, Cache]:
+        """Logits of further tokens `ids` (N, new), and the cache with them; `mask` (N, read + new) has all tokens."""
+        positions = np.maximum(mask.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
+        found = self._session.outputs(
+            {"input_ids": ids, "attention_mask": mask, "position_ids": positions.astype(np.int64), **cache}
+        )
+        logits = found.pop("logits")
+        return logits, {name.replace(PRESENT, PAST, 1): value for name, value in found.items()}
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        """What the model writes after each prompt of ids, greedily, up to and without a token that ends it."""
+        return [self._continued(list(prompt), max_new_tokens) for prompt in prompts]
+
+    def _continued(self, prompt: list[int], limit: int) -> list[int]:
+        written: list[int] = []
+        cache, new = self.empty(1), np.asarray([prompt], dtype=np.int64)
+        while len(written) < limit:
+            mask = np.ones((1, len(prompt) + len(written)), dtype=np.int64)
+            logits, cache = self.step(new, mask, cache)
+            token = int(logits[0, -1].argmax())
+            if token in self._ends:
+                break
+            written.append(token)
+            new = np.asarray([[token]], dtype=np.int64)
+        return written
+
+
+def _ends(folder: Path) -> frozenset[int]:
+    """The tokens that end a text, as the files beside the model say."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+            if found is not None:
+                return frozenset(found if isinstance(found, list) else [found])
+    return frozenset()
