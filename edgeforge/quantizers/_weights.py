@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -20,11 +21,13 @@ from edgeforge.models.quantized_weights import (
     QuantizedWeights,
     write,
 )
+from edgeforge.quantizers._calibrated import Products, gptq, input_products, scale_channels
 
 if TYPE_CHECKING:
     import torch
 
 USES = (
+    "edgeforge.quantizers._calibrated",
     "edgeforge.quantizers._weights",
     "edgeforge.models.batch_norm",
     "edgeforge.models.loading",
@@ -37,6 +40,8 @@ NEEDS = ("numpy", "safetensors", "torch", "transformers")
 # reaches one step further. 20 candidates lose 1 % of squared error against 40.
 SEARCHED = np.linspace(0.5, 1.15, 20)
 KMEANS_ROUNDS = 100
+HQQ_TURNS, HQQ_NORM, HQQ_GROWTH = 20, 0.7, 1.01  # the authors' own
+HQQ_STRENGTH = 100.0  # of weights over the largest of their block; theirs is 10 for weights as they are
 MIN_ROWS = 16  # of an embedding table: token types have two
 CUTS = 129  # evenly spaced, and as many again at equal shares of the numbers
 
@@ -47,18 +52,43 @@ Embeddings = Annotated[
 ]
 
 
+Rounding = Annotated[
+    Literal["nearest", "hqq", "gptq"],
+    Field(
+        description="Of linear layers: to the nearest integer; `hqq`: scales that leave outliers out of account; "
+        "`gptq`: so that the layer's outputs on training samples move least, not its weights. All give the same file "
+        "format and speed."
+    ),
+]
+Awq = Annotated[
+    bool,
+    Field(
+        description="Before rounding, scale up the input channels that large values pass through, and what makes them "
+        "down (AWQ). For models that normalise before each layer, such as language models."
+    ),
+]
+Samples = Annotated[int, Field(ge=1, description="Training samples that `gptq` and `awq` look at.")]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How the weight of one layer becomes numbers. `choose` takes float32, (output channels, input channels, ...)."""
+
+    choose: Callable[[np.ndarray], QuantizedWeight]
+    rounding: str = "nearest"
+    awq: bool = False
+    samples: int = 128
+
+    @property
+    def looks_at_data(self) -> bool:
+        return self.awq or self.rounding == "gptq"
+
+
 def quantize_weights(
-    model: Artifact,
-    job: Job,
-    *,
-    spec: Spec,
-    minimum: int,
-    embeddings: bool,
-    choose: Callable[[np.ndarray], QuantizedWeight],
+    model: Artifact, job: Job, *, spec: Spec, minimum: int, embeddings: bool, method: Method
 ) -> Mapping[str, Any]:
     """Quantize weights of at least `minimum` elements of layers (and embeddings); write the torch artifact.
 
-    `choose` gives the numbers for one weight, float32, shape (output channels, input channels, kernel...).
     Returns facts: what was covered, what stayed float and why, how far the weights moved. Raises ModelError.
     """
     from edgeforge.models import loading
@@ -73,13 +103,22 @@ def quantize_weights(
     tables = dict.fromkeys(lookup.table for lookup in traced.lookups if embeddings)
     layers |= {name: None for name in tables if network.get_parameter(name).shape[0] >= MIN_ROWS}
     shared = {layer.weight for layer in found if layer.batch_norm and layer.batch_norm not in moved}
+    products: Products | None = None
+    powers: dict[str, float] = {}
+    if method.looks_at_data:
+        products = input_products(network, [name for name in layers if name not in shared], job, samples=method.samples)
+    if products is not None and method.awq:
+        products, powers = scale_channels(network, products, method.choose)  # type: ignore[arg-type]
     weights: dict[str, QuantizedWeight] = {}
     error = squared = 0.0
     for done, name in enumerate(layers):
         parameter = network.get_parameter(name)
         before = _finite(parameter, name, where=str(model.path))
         if before.size >= minimum and name not in shared:
-            weights[name] = choose(before)
+            weights[name] = chosen = method.choose(before)
+            if method.rounding == "gptq" and products is not None and name in products:
+                assert isinstance(chosen, LinearWeight)
+                weights[name] = gptq(before, products.by_weight[name], chosen)
             error += _replace(parameter, weights[name].dequantize())
             squared += float(np.square(before, dtype=np.float64).sum())
         job.progress.update(done + 1, len(layers), name)
@@ -98,6 +137,7 @@ def quantize_weights(
         "relative_error": (error / squared) ** 0.5 if squared else 0.0,
         "quantized": {name: _scheme(weight) for name, weight in weights.items()},
         "kept_float": kept,
+        **({"awq_powers": powers} if powers else {}),
     }
 
 
@@ -156,6 +196,38 @@ def linear(weight: np.ndarray, bits: int, block_size: int | None, *, search: boo
         error = np.where(better, worse, error)
     shape = (channels, blocks) + (1,) * (weight.ndim - 2)
     return LinearWeight(bits, integers.astype(np.int8).reshape(weight.shape), scales.reshape(shape))
+
+
+def half_quadratic(weight: np.ndarray, bits: int, block_size: int | None) -> LinearWeight:
+    """`linear`, its scales moved so that a few large errors are borne and the many small ones shrink.
+
+    Badri and Shaji, 2023, "Half-Quadratic Quantization of Large Machine Learning Models": errors are split off by the
+    shrinkage of an l_p norm, p = 0.7, and what is left is fitted in turns. Theirs fits the zero point; these integers
+    are symmetric, so it is the scale.
+    """
+    start = linear(weight, bits, block_size)
+    channels = weight.shape[0]
+    values = weight.reshape(channels, start.scales.shape[1], -1).astype(np.float64)
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    scales = kept = start.scales.reshape(channels, -1, 1)
+    best, integers = np.full(scales.shape, np.inf), np.zeros_like(values)
+    largest = np.maximum(np.abs(values).max(axis=-1, keepdims=True), np.finfo(np.float64).tiny)
+    for turn in range(HQQ_TURNS):
+        tried = np.rint(values / scales.astype(np.float64)).clip(low, high)
+        moved = values - tried * scales.astype(np.float64)
+        norm = (np.abs(moved) ** HQQ_NORM).sum(axis=-1, keepdims=True)
+        better = norm < best
+        best, integers = np.where(better, norm, best), np.where(better, tried, integers)
+        kept = np.where(better, scales, kept)
+        # In units of the largest weight, so that the strength means the same for every block.
+        size = np.abs(moved) / largest
+        shrunk = size - np.maximum(size, 1e-12) ** (HQQ_NORM - 1) / (HQQ_STRENGTH * HQQ_GROWTH**turn)
+        outliers = np.sign(moved) * largest * np.maximum(shrunk, 0)
+        squares = np.square(tried).sum(axis=-1, keepdims=True)
+        fitted = ((values - outliers) * tried).sum(axis=-1, keepdims=True) / np.maximum(squares, 1)
+        scales = _to_float16(np.where(squares > 0, np.abs(fitted), scales))
+    shape = (*start.scales.shape[:2], *(1,) * (weight.ndim - 2))
+    return LinearWeight(bits, integers.astype(np.int8).reshape(weight.shape), kept.astype(np.float16).reshape(shape))
 
 
 def _to_float16(scales: np.ndarray) -> np.ndarray:

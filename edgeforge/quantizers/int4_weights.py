@@ -16,8 +16,13 @@ from edgeforge.quantizers import Quantizer
 from edgeforge.quantizers._weights import (
     NEEDS,
     USES,
+    Awq,
     Embeddings,
+    Method,
     MinElements,
+    Rounding,
+    Samples,
+    half_quadratic,
     linear,
     palettize,
     quantize_weights,
@@ -27,7 +32,7 @@ from edgeforge.quantizers._weights import (
 class Int4Weights(Quantizer):
     """Weights of convolutions, linear layers and embeddings in 4 bits: an eighth of float32's bytes.
 
-    Arithmetic stays float. `linear`: symmetric integers, round to nearest, float16 scales. `palettize`: each weight is
+    Arithmetic stays float. `linear`: symmetric integers, float16 scales. `palettize`: each weight is
     one of 16 float16 values, found by k-means.
     """
 
@@ -54,15 +59,24 @@ class Int4Weights(Quantizer):
         description="palettize: output channels that share a palette. Where it does not divide a layer's output "
         "channels, that layer has one palette.",
     )
+    rounding: Rounding = "nearest"
+    awq: Awq = False
+    samples: Samples = 128
     embeddings: Embeddings = True
     min_elements: MinElements = 1024
 
     accepts: ClassVar[frozenset[str]] = frozenset({"torch"})
-    writes: ClassVar[frozenset[str]] = frozenset({"coreml", "onnx", "openvino"})
+    writes: ClassVar[frozenset[str]] = frozenset({"coreml", "gguf", "onnx", "openvino"})
     needs: ClassVar[tuple[str, ...]] = NEEDS
     uses: ClassVar[tuple[str, ...]] = USES
 
     def check(self, export: str) -> None:
+        if self.method == "palettize" and (self.awq or self.rounding != "nearest"):
+            raise IncompatiblePlanError(
+                "palettes are found by k-means, not rounded",
+                where="quantize.method",
+                remedy="leave `rounding` and `awq` out, or use method: linear",
+            )
         if export != "coreml" and self.method == "palettize":
             raise IncompatiblePlanError(
                 f"{export} has no palettes", where="quantize.method", remedy="use method: linear, or export to coreml"
@@ -77,8 +91,9 @@ class Int4Weights(Quantizer):
         )
 
     def quantize(self, model: Artifact, job: Job) -> Mapping[str, Any]:
+        method = Method(self._choose, self.rounding, self.awq, self.samples)
         facts = quantize_weights(
-            model, job, spec=self, minimum=self.min_elements, embeddings=self.embeddings, choose=self._choose
+            model, job, spec=self, minimum=self.min_elements, embeddings=self.embeddings, method=method
         )
         if self.method == "palettize":
             return {"scheme": "palettized", "bits": 4, "group_size": self.group_size, **facts}
@@ -87,4 +102,6 @@ class Int4Weights(Quantizer):
     def _choose(self, weight: np.ndarray) -> QuantizedWeight:
         if self.method == "palettize":
             return palettize(weight, 4, self.group_size)
+        if self.rounding == "hqq":
+            return half_quadratic(weight, 4, self.block_size)
         return linear(weight, 4, self.block_size, search=self.scale_search)

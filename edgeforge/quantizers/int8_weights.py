@@ -5,18 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.stage import Job
+from edgeforge.models.quantized_weights import QuantizedWeight
 from edgeforge.quantizers import Quantizer
-from edgeforge.quantizers._weights import NEEDS, USES, Embeddings, MinElements, linear, quantize_weights
+from edgeforge.quantizers._weights import (
+    NEEDS,
+    USES,
+    Awq,
+    Embeddings,
+    Method,
+    MinElements,
+    Rounding,
+    Samples,
+    half_quadratic,
+    linear,
+    quantize_weights,
+)
 
 
 class Int8Weights(Quantizer):
     """Weights of convolutions, linear layers and embeddings as 8-bit integers with float16 scales.
 
-    Symmetric, round to nearest; arithmetic stays float. A quarter of float32's bytes, at hardly any loss.
+    Symmetric; arithmetic stays float. A quarter of float32's bytes, at hardly any loss.
     """
 
     kind: Literal["int8_weights"] = "int8_weights"
@@ -26,11 +40,14 @@ class Int8Weights(Quantizer):
         description="Input channels that share a scale; null: all of an output channel. Where it does not divide a "
         "layer's input channels, that layer has one scale per output channel.",
     )
+    rounding: Rounding = "nearest"
+    awq: Awq = False
+    samples: Samples = 128
     embeddings: Embeddings = True
     min_elements: MinElements = 1024
 
     accepts: ClassVar[frozenset[str]] = frozenset({"torch"})
-    writes: ClassVar[frozenset[str]] = frozenset({"coreml", "onnx", "openvino"})
+    writes: ClassVar[frozenset[str]] = frozenset({"coreml", "gguf", "onnx", "openvino"})
     needs: ClassVar[tuple[str, ...]] = NEEDS
     uses: ClassVar[tuple[str, ...]] = USES
 
@@ -49,6 +66,11 @@ class Int8Weights(Quantizer):
             spec=self,
             minimum=self.min_elements,
             embeddings=self.embeddings,
-            choose=lambda weight: linear(weight, 8, self.block_size),
+            method=Method(self._choose, self.rounding, self.awq, self.samples),
         )
         return {"scheme": "linear", "bits": 8, "block_size": self.block_size, **facts}
+
+    def _choose(self, weight: np.ndarray) -> QuantizedWeight:
+        if self.rounding == "hqq":
+            return half_quadratic(weight, 8, self.block_size)
+        return linear(weight, 8, self.block_size)
