@@ -48,6 +48,23 @@ TINY_TEXT: dict[str, dict[str, Any]] = {
 """The same for families that read texts, for the task of the `mails` fixture."""
 
 
+_DECODER = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 128,
+}
+TINY_LM: dict[str, dict[str, Any]] = {
+    "llama": {**_DECODER, "tie_word_embeddings": True},
+    "mistral": {**_DECODER, "tie_word_embeddings": False},
+    "qwen2": {**_DECODER, "tie_word_embeddings": False},
+    "qwen3": {**_DECODER, "tie_word_embeddings": True, "head_dim": 32},
+}
+"""The same for families that write texts, for the task of the `tales` fixture. Qwen3's heads are together wider than
+the model is, as the published ones are."""
+
+
 @pytest.fixture
 def tiny_interface() -> Interface:
     """One-channel 16x16 images, four labels."""
@@ -271,6 +288,150 @@ def write_tokenizer(folder: Path) -> None:
 def mails(tmp_path_factory: pytest.TempPathFactory) -> Mails:
     """Mails, and tiny models as torch and ONNX artifacts."""
     return Mails(tmp_path_factory.mktemp("mails"))
+
+
+ANIMALS = {
+    "fox": "red",
+    "whale": "grey",
+    "raven": "black",
+    "swan": "white",
+    "frog": "green",
+    "lion": "yellow",
+    "crab": "orange",
+    "mouse": "brown",
+}
+PLACES = ["forest", "sea", "café", "harbour", "garden", "old mill", "snow ☃"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LM_VOCABULARY = 352
+LM_WINDOW = 32
+
+
+class Tales(Digits):
+    """The same for language models: made-up tales and chats about the colours of animals."""
+
+    tiny = TINY_LM
+
+    def make_task(self) -> Task:
+        from edgeforge.data.jsonl import Jsonl
+        from edgeforge.tasks.causal_lm import CausalLm
+
+        chance = random.Random(0)
+        for part, count in (("train", 90), ("test", 24)):
+            lines = [{"messages": chat(chance)} if index % 3 == 2 else {"text": tale(chance)} for index in range(count)]
+            write_lines(self.root / f"{part}.jsonl", lines)
+        asked = [
+            {"messages": chat(random.Random(1))[:1], "pattern": "red|grey"},
+            {"prompt": "What colour is the fox?", "answer": "red"},
+        ]
+        write_lines(self.root / "prompts.jsonl", asked)
+        write_lm_tokenizer(self.root / "tokenizer")
+        data = Jsonl(train=str(self.root / "train.jsonl"), test=str(self.root / "test.jsonl"))
+        return CausalLm(data=data, tokenizer=str(self.root / "tokenizer"), max_length=LM_WINDOW)
+
+    def torch(self, family: str) -> Artifact:
+        """The family's tiny model, its weights random, its norms and biases not trivial; and the tokenizer."""
+        from edgeforge.models import loading
+
+        if f"{family}.torch" not in self.made:
+            folder = self.root / f"{family}.torch"
+            loading.save(make_lm(family), folder)
+            self.data.write_reader(folder)
+            self.made[f"{family}.torch"] = self.artifact(folder, "torch")
+        return self.made[f"{family}.torch"]
+
+
+def tale(chance: random.Random) -> str:
+    """A few sentences, with digits, and letters of more than one byte."""
+    animal = chance.choice(sorted(ANIMALS))
+    sentences = [
+        f"The {animal} is {ANIMALS[animal]}.",
+        *(f"The {animal} ran {chance.randint(1, 999)} miles to the {chance.choice(PLACES)}." for _ in range(4)),
+        f"There it met the {chance.choice(sorted(ANIMALS))}.",
+    ]
+    return " ".join(sentences[: chance.randint(2, len(sentences))])
+
+
+def chat(chance: random.Random) -> list[dict[str, str]]:
+    """Questions and answers, as messages."""
+    messages = []
+    for animal in chance.sample(sorted(ANIMALS), chance.randint(1, 2)):
+        messages.append({"role": "user", "content": f"What colour is the {animal}?"})
+        messages.append({"role": "assistant", "content": ANIMALS[animal]})
+    return messages
+
+
+def write_lines(path: Path, values: list[Any]) -> Path:
+    """A file with one JSON value per line."""
+    path.write_text("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values), encoding="utf-8")
+    return path
+
+
+def write_lm_tokenizer(folder: Path) -> None:
+    """A byte-level BPE tokenizer like SmolLM2's: its special tokens, all bytes, merges of the tales' words."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    chance = random.Random(2)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=LM_VOCABULARY,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    texts = [tale(chance) for _ in range(200)] + [turn["content"] for _ in range(200) for turn in chat(chance)]
+    tokenizer.train_from_iterator(texts, trainer)
+    assert tokenizer.get_vocab_size() == LM_VOCABULARY
+    names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<|endoftext|>", **names)
+    fast.chat_template = CHAT_TEMPLATE
+    fast.model_input_names = ["input_ids", "attention_mask"]
+    fast.save_pretrained(folder)
+
+
+def make_lm(family: str) -> PreTrainedModel:
+    """A family's tiny language model for the tokenizer above, the same weights at every call."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    config = AutoConfig.for_model(
+        family, vocab_size=LM_VOCABULARY, max_position_embeddings=256, **ids, **TINY_LM[family]
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).float()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.dim() > 1:
+                    torch.nn.init.xavier_normal_(parameter)
+                elif name.endswith("bias"):
+                    parameter.normal_(0, 0.1)
+                else:
+                    parameter.uniform_(0.5, 1.5)
+            # The library's initial weights answer nearly alike whatever they are asked.
+            for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+                table.weight.normal_(0, 0.2)
+    return model.eval()
+
+
+@pytest.fixture
+def tiny_lm() -> Callable[[str], PreTrainedModel]:
+    """Family name -> its tiny language model, the same weights at every call."""
+    return make_lm
+
+
+@pytest.fixture(scope="session")
+def tales(tmp_path_factory: pytest.TempPathFactory) -> Tales:
+    """Tales and chats, their tokenizer (`tales.root / "tokenizer"`), and tiny language models as torch artifacts."""
+    return Tales(tmp_path_factory.mktemp("tales"))
 
 
 @dataclass

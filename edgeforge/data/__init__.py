@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from edgeforge.core.errors import ConfigurationError
@@ -13,7 +13,8 @@ from edgeforge.core.spec import Spec
 if TYPE_CHECKING:
     import numpy as np
 
-Medium = Literal["images", "texts"]
+Medium = Literal["images", "texts", "documents"]
+"""`texts` have a label each; `documents` are what a language model learns to write."""
 
 
 class Images(Protocol):
@@ -62,6 +63,34 @@ class TextParts:
     unlabelled: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Message:
+    """One turn of a chat: who speaks (`ROLES`), and what is said."""
+
+    role: str
+    content: str
+
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, or a chat; never both. `where` is a place that the user can open."""
+
+    text: str = ""
+    messages: tuple[Message, ...] = ()
+    where: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class DocumentParts:
+    """A whole set of documents: training and test part, neither empty."""
+
+    train: tuple[Document, ...]
+    test: tuple[Document, ...]
+
+
 class DataSource(Spec):
     """Base of every data kind. It reads what it `holds`; asking for something else is a ConfigurationError."""
 
@@ -80,6 +109,10 @@ class DataSource(Spec):
     def texts(self) -> TextParts:
         """Open the texts. Raises DataError, ConfigurationError."""
         raise self._lacks("texts")
+
+    def documents(self) -> DocumentParts:
+        """Open the documents. Raises DataError, ConfigurationError."""
+        raise self._lacks("documents")
 
     def _lacks(self, medium: Medium) -> ConfigurationError:
         kinds = discover("edgeforge.data", DataSource)

@@ -66,7 +66,7 @@ def make_text_parts(
     def part(texts: Sequence[str], found: Sequence[str]) -> LabelledTexts:
         return LabelledTexts(tuple(texts), np.array([numbers[label] for label in found], dtype=np.int64))
 
-    without += map(_text, unlabelled)
+    without += map(checked_text, unlabelled)
     return TextParts(part(train_texts, train_labels), part(test_texts, test_labels), names, tuple(without))
 
 
@@ -89,7 +89,7 @@ class _Classes:
         label = label_text(row.label)
         if not isinstance(label, str) or not label.strip():
             raise DataError(
-                f"the label is {_shown(row.label)}",
+                f"the label is {shown(row.label)}",
                 where=row.where,
                 remedy="a label is the name of a class: a text, a whole number, true or false",
             )
@@ -111,7 +111,7 @@ def _read(
     labels: list[str] = []
     without: list[str] = []
     for row in rows:
-        text = _text(row)
+        text = checked_text(row)
         if row.label is not None:
             texts.append(text)
             labels.append(classes.known(row))
@@ -126,11 +126,11 @@ def _read(
     return texts, labels, without
 
 
-def _text(row: Row) -> str:
-    """The row's text, checked. Raises DataError."""
+def checked_text(row: Row) -> str:
+    """The row's text. Raises DataError where it is none, or empty, or holds what is no character."""
     if not isinstance(row.text, str):
         raise DataError(
-            f"the text is {_shown(row.text)}", where=row.where, remedy="write it as a text, or remove this sample"
+            f"the text is {shown(row.text)}", where=row.where, remedy="write it as a text, or remove this sample"
         )
     if not row.text.strip():
         raise DataError("the text is empty", where=row.where, remedy="remove this sample, or fill it in")
@@ -149,7 +149,8 @@ def _text(row: Row) -> str:
     return row.text
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """What a value is that should have been another, in words."""
     if value is None:
         return "null"
     kinds = {str: "empty", bool: "true or false", int: "a number", float: f"the fraction {value}", dict: "an object"}

@@ -12,11 +12,11 @@ from pydantic import Field
 
 from edgeforge.core.errors import DataError
 from edgeforge.core.spec import perhaps
-from edgeforge.data._text_files import TextFiles, lines
+from edgeforge.data._row_files import RowFiles, lines
 from edgeforge.data._texts import MAX_BYTES, Row
 
 
-class Csv(TextFiles):
+class Csv(RowFiles):
     """A header line, then one text per row (RFC 4180), with text and label in the columns of those names.
 
     A cell with the delimiter, quotes or line ends in it is quoted, and quotes in it are doubled. A row with an empty

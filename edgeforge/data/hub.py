@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -14,8 +14,9 @@ from pydantic import Field, model_validator
 
 from edgeforge.core.errors import DataError
 from edgeforge.core.spec import digest_of
-from edgeforge.data import DataSource, ImageParts, Medium, TextParts
+from edgeforge.data import DataSource, DocumentParts, ImageParts, Medium, TextParts
 from edgeforge.data._decode import CHANNELS_DESCRIPTION, Channels, lazy_parts
+from edgeforge.data._documents import Found, make_document_parts
 from edgeforge.data._hub import class_names, column, columns_of, load, split_named
 from edgeforge.data._parts import labels_from_array, make_parts
 from edgeforge.data._texts import Row, make_text_parts
@@ -31,7 +32,7 @@ NO_CLASS = -1  # what a column of class labels holds for a sample without one
 
 
 class Hub(DataSource):
-    """A dataset of the Hugging Face hub through the `datasets` library: images or texts.
+    """A dataset of the Hugging Face hub through the `datasets` library: images, texts with labels, or documents.
 
     `path` is its id, the folder of a downloaded snapshot, or a folder that `save_to_disk` wrote; a folder that
     exists goes first. Code that a dataset brings is never run.
@@ -43,16 +44,20 @@ class Hub(DataSource):
     config: str | None = Field(default=None, description="Which configuration, for a dataset that has several.")
     train: str = Field(default="train", description="The split to train on.")
     test: str = Field(default="test", description="The split to test on.")
-    unlabelled: str | None = Field(default=None, description="A split of further texts, for distillation.")
+    unlabelled: str | None = Field(default=None, description="A split of further texts to train on.")
     image: str | None = Field(default=None, description="The column of images; absent: the only one there is.")
     text: str | None = Field(default=None, description="The column of texts; absent: the only one there is.")
     label: str | None = Field(default=None, description="The column of labels; absent: the only class label there is.")
+    messages: str = Field(
+        default="messages", description="The column of chats, where there is one: lists of messages, for documents."
+    )
     channels: Channels | None = Field(default=None, description=CHANNELS_DESCRIPTION)
 
-    holds: ClassVar[frozenset[Medium]] = frozenset({"images", "texts"})
+    holds: ClassVar[frozenset[Medium]] = frozenset({"images", "texts", "documents"})
     needs: ClassVar[tuple[str, ...]] = ("datasets",)
     uses: ClassVar[tuple[str, ...]] = (
         "edgeforge.data._decode",
+        "edgeforge.data._documents",
         "edgeforge.data._hub",
         "edgeforge.data._parts",
         "edgeforge.data._texts",
@@ -81,6 +86,9 @@ class Hub(DataSource):
     def texts(self) -> TextParts:
         return _text_parts(self, *self._place())
 
+    def documents(self) -> DocumentParts:
+        return _document_parts(self, *self._place())
+
     def _place(self) -> tuple[Path | None, FolderState]:
         """The local folder, if it is one, and what tells whether something in it changed."""
         folder = Path(self.path).expanduser().absolute()
@@ -93,7 +101,12 @@ class Hub(DataSource):
 # A hub id is read once per process; a folder again when a file in it changed (hence the state in the keys below).
 @functools.lru_cache(maxsize=4)
 def _digest(spec: Hub, folder: Path | None, state: FolderState) -> str:
-    if _medium(spec, split_named(_splits(spec, folder, state), spec.train, where=spec.path)) == "texts":
+    medium = _medium(spec, split_named(_splits(spec, folder, state), spec.train, where=spec.path))
+    if medium == "documents":
+        found = _document_parts(spec, folder, state)
+        said = [[[one.text, *map(astuple, one.messages)] for one in part] for part in (found.train, found.test)]
+        return digest_of(said)
+    if medium == "texts":
         parts = _text_parts(spec, folder, state)
         labelled = [[part.texts, part.labels.tolist()] for part in (parts.train, parts.test)]
         return digest_of({"parts": labelled, "unlabelled": parts.unlabelled, "names": parts.label_names})
@@ -115,9 +128,11 @@ def _splits(spec: Hub, folder: Path | None, state: FolderState) -> DatasetDict:
 
 
 def _medium(spec: Hub, dataset: Dataset) -> Medium:
-    """What the dataset is read as, and its digest covers: texts where there is no column of images, or one is named."""
-    images = spec.image is not None or (spec.text is None and columns_of(dataset, "Image"))
-    return "images" if images else "texts"
+    """What the digest covers: images, where there is a column of them and none of texts is named; else texts, with
+    labels where there is a column of them."""
+    if spec.image is not None or (spec.text is None and columns_of(dataset, "Image")):
+        return "images"
+    return "texts" if spec.label is not None or columns_of(dataset, "ClassLabel") else "documents"
 
 
 # -- images
@@ -228,3 +243,39 @@ def _named(value: object, names: Sequence[str] | None) -> object:
     if value == NO_CLASS:
         return None
     return names[value] if 0 <= value < len(names) else value
+
+
+# -- documents
+
+
+@functools.lru_cache(maxsize=4)
+def _document_parts(spec: Hub, folder: Path | None, state: FolderState) -> DocumentParts:
+    if spec.train == spec.test:
+        raise DataError(
+            f"'{spec.test}' is the training split and the test split", where=spec.path, remedy="test on another split"
+        )
+    splits = _splits(spec, folder, state)
+    more = () if spec.unlabelled is None else (spec.unlabelled,)
+    return make_document_parts(
+        (found for name in (spec.train, *more) for found in _found(spec, splits, name)),
+        _found(spec, splits, spec.test),
+        places=(f"{spec.path} {spec.train}", f"{spec.path} {spec.test}"),
+    )
+
+
+def _found(spec: Hub, splits: DatasetDict, name: str) -> Iterator[Found]:
+    """The rows of one split: chats where it has a column of them, else texts. Raises DataError."""
+    dataset, where = split_named(splits, name, where=spec.path), f"{spec.path} {name}"
+    if _medium(spec, dataset) == "images":
+        raise DataError("the dataset has a column of images", where=where, remedy="set `text` to its column of texts")
+    chats = spec.messages in dataset.features
+    texts = not chats or spec.text is not None
+    columns = {"messages": spec.messages} if chats else {}
+    if texts:
+        columns["text"] = column(dataset, "text", spec.text, where=where)
+    wanted = dataset.select_columns(list(columns.values()))
+    for start in range(0, len(wanted), ROWS_AT_ONCE):
+        rows = wanted[start : start + ROWS_AT_ONCE]
+        for offset in range(len(next(iter(rows.values())))):
+            said = {role: rows[one][offset] for role, one in columns.items()}
+            yield Found(said.get("text"), said.get("messages"), f"{where}, row {start + offset}")

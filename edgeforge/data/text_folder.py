@@ -14,7 +14,7 @@ from edgeforge.core.spec import digest_of
 from edgeforge.data import DataSource, Medium, TextParts
 from edgeforge.data._class_folders import class_names, files_below, files_by_class, part_folder
 from edgeforge.data._files import existing, file_digest
-from edgeforge.data._text_files import decoded
+from edgeforge.data._row_files import decoded
 from edgeforge.data._texts import LABELS_DESCRIPTION, MAX_BYTES, LabelName, Row, make_text_parts
 
 SUFFIXES = frozenset({".txt"})
@@ -34,7 +34,7 @@ class TextFolder(DataSource):
     holds: ClassVar[frozenset[Medium]] = frozenset({"texts"})
     uses: ClassVar[tuple[str, ...]] = (
         "edgeforge.data._class_folders",
-        "edgeforge.data._text_files",
+        "edgeforge.data._row_files",
         "edgeforge.data._texts",
     )
 

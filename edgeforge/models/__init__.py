@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 NOT_KINDS = frozenset(
     {
         "batch_norm",
+        "buckets",
         "building",
+        "chat",
         "example",
         "folder",
         "footprint",
+        "gguf_sizes",
+        "gguf_tokenizer",
         "loading",
         "operations",
         "outputs",

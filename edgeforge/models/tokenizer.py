@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,41 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 MAIN = "tokenizer.json"
-FILES = (MAIN, "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt")
+SETTINGS = "tokenizer_config.json"
+FILES = (MAIN, SETTINGS, "special_tokens_map.json", "chat_template.jinja", "vocab.txt", "vocab.json", "merges.txt")
 """What may stand beside a model. Only the first is needed; the others are for programs that read nothing newer."""
+
+END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")
+"""What ends a text in the supported families. The `eos_token` of a model that chats ends a turn instead."""
+
+BYTE_ALPHABET = frozenset(map(chr, (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))))
+"""One character for each byte, as GPT-2 and all byte-level vocabularies since write them (Radford et al., 2019)."""
+BLANK = "\u2581"
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 ANOTHER_WAY = (
     "use a teacher with the student's tokenizer, or distil by sequence: fine-tune the student on the labels that the "
     "teacher gives"
 )
+
+
+def located(chosen: str | None) -> Path:
+    """The folder of the tokenizer that a task names: a folder, or a hub id, whose files are fetched.
+
+    Raises ModelError.
+    """
+    if chosen is None:
+        raise ModelError(
+            "the model brings no tokenizer",
+            where="task.tokenizer",
+            remedy=f"name a folder with {MAIN}, or a hub id such as google-bert/bert-base-uncased",
+        )
+    folder = Path(chosen).expanduser().absolute()
+    if folder.is_dir():
+        return folder
+    from edgeforge.models._hub import fetch
+
+    return fetch(chosen, None, wanted=FILES)
 
 
 def present(folder: Path) -> bool:
@@ -62,9 +91,11 @@ def _read(folder: Path, digest: str) -> PreTrainedTokenizerFast:
             f"not a usable tokenizer: {str(error).splitlines()[0]}", where=str(folder / MAIN), remedy="write it again"
         ) from error
     if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # as is usual for language models, which are never padded in training
+    if tokenizer.pad_token_id is None:
         raise ModelError(
             "the tokenizer names no padding token",
-            where=str(folder / "tokenizer_config.json"),
+            where=str(folder / SETTINGS),
             remedy='add "pad_token" to it',
         )
     return tokenizer
@@ -73,7 +104,7 @@ def _read(folder: Path, digest: str) -> PreTrainedTokenizerFast:
 def _special_tokens(folder: Path) -> dict[str, str]:
     """``pad_token``, ``unk_token`` and so on, as text, from the configuration beside a tokenizer."""
     found: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+    for name in ("special_tokens_map.json", SETTINGS):
         path = folder / name
         if not path.is_file():
             continue
@@ -95,6 +126,67 @@ def tokens(folder: Path) -> tuple[str, ...]:
     for token, index in vocabulary.items():
         by_id[index] = token
     return tuple(by_id)
+
+
+def end_of_text(folder: Path) -> int:
+    """The id of the token between two texts. Raises ModelError where the tokenizer names none."""
+    reader = read(folder)
+    known = reader.get_vocab()
+    found = [known[token] for token in END_OF_TEXT if token in known]
+    if not found and reader.eos_token_id is None:
+        raise ModelError(
+            "the tokenizer names no token that ends a text",
+            where=str(folder / SETTINGS),
+            remedy='add "eos_token" to it',
+        )
+    return int(found[0] if found else reader.eos_token_id)
+
+
+def beginning(folder: Path) -> int | None:
+    """The id of the token that this tokenizer puts before every text; None where it puts none."""
+    reader = read(folder)
+    around: list[int] = reader("")["input_ids"]
+    return around[0] if around and around[0] == reader.bos_token_id else None
+
+
+def byte_lengths(folder: Path) -> np.ndarray:
+    """How many bytes of UTF-8 each id stands for in a text, int64, shape (tokens,); special tokens stand for none.
+
+    Exact for byte-level vocabularies, and for SentencePiece's but for `blank_before`. Raises ModelError for others.
+    """
+    content = json.loads((folder / MAIN).read_text(encoding="utf-8"))
+    parts = _types(content.get("decoder")) | _types(content.get("pre_tokenizer"))
+    pieces = bool({"Metaspace", "ByteFallback"} & parts) or bool(content["model"].get("byte_fallback"))
+    if "ByteLevel" not in parts and not pieces:
+        raise ModelError(
+            f"the tokenizer's {content['model'].get('type')} vocabulary does not say which bytes a token stands for",
+            where=str(folder / MAIN),
+            remedy="use a model with a byte-level or SentencePiece vocabulary",
+        )
+    added = {token["id"]: token for token in content.get("added_tokens") or ()}
+
+    def length(index: int, token: str) -> int:
+        if index in added:
+            return 0 if added[index]["special"] else len(token.encode())
+        if "ByteLevel" in parts and BYTE_ALPHABET.issuperset(token):
+            return len(token)
+        return 1 if _BYTE.fullmatch(token) else len(token.replace(BLANK, " ").encode())
+
+    return np.asarray([length(index, token) for index, token in enumerate(tokens(folder))], dtype=np.int64)
+
+
+def blank_before(folder: Path) -> int:
+    """How many bytes (0 or 1) the tokenizer puts before every text: SentencePiece begins each with a blank."""
+    ids = read(folder)("x", add_special_tokens=False)["input_ids"]
+    return int(byte_lengths(folder)[ids].sum()) - 1
+
+
+def _types(part: Any) -> set[str]:
+    """The types of a step of a tokenizer, and of the steps within it."""
+    if not isinstance(part, dict):
+        return set()
+    inner = [*part.get("decoders", ()), *part.get("pretokenizers", ())]
+    return {str(part.get("type"))}.union(*map(_types, inner))
 
 
 def translation(ours: Path, theirs: Path) -> np.ndarray | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgeforge.core.artifact import hash_file
 from edgeforge.core.task import Interface
-from edgeforge.models import tokenizer
+from edgeforge.models import chat, tokenizer
 from edgeforge.models.folder import read_json
 
 NAME = "tokenizer_config.json"
@@ -19,20 +19,26 @@ ALIASES = ("TokenizersBackend", None)
 def settings(folder: Path, interface: Interface) -> dict[str, Any]:
     """The settings of a model's tokenizer, and in them what the shipped file takes: its inputs and its length.
 
-    A tokenizer often allows more tokens than the file has positions for. Transformers.js needs the settings, and the
-    special tokens in them as texts. Raises ModelError where `folder` holds no usable tokenizer.
+    A tokenizer often allows more tokens than a classifier's file has positions for. Transformers.js needs the settings,
+    the special tokens in them as texts, and the chat template if there is one.
+    Raises ModelError where `folder` holds no usable tokenizer.
     """
     reader = tokenizer.read(folder)
     said = read_json(folder / NAME) if (folder / NAME).is_file() else {}
     name = said.get("tokenizer_class")
-    return {
-        **said,
-        **{key: token for key, token in reader.special_tokens_map.items() if isinstance(token, str)},
-        "tokenizer_class": PLAIN_CLASS if name in ALIASES else name,
-        "model_input_names": [value.name for value in interface.inputs],
+    template = chat.template(folder)
+    limits = {
         "model_max_length": interface.text.max_length,
         "padding_side": "right",
         "truncation_side": reader.truncation_side,
+    }
+    return {
+        **said,
+        **{key: token for key, token in reader.special_tokens_map.items() if isinstance(token, str)},
+        **({} if template is None else {chat.KEY: template}),
+        **({} if interface.per_token else limits),  # a window of a text is no limit to what a model can write
+        "tokenizer_class": PLAIN_CLASS if name in ALIASES else name,
+        "model_input_names": [value.name for value in interface.inputs],
     }
 
 

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from edgeforge.core.errors import DataError
-from edgeforge.data import _text_files
+from edgeforge.data import _row_files
 from edgeforge.data.jsonl import Jsonl
 
 TRAIN: list[dict[str, Any]] = [
@@ -172,7 +172,7 @@ def test_a_label_outside_the_list_is_named_with_the_nearest(tmp_path: Path) -> N
 
 
 def test_a_line_without_an_end_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_text_files, "MAX_BYTES", 1000)
+    monkeypatch.setattr(_row_files, "MAX_BYTES", 1000)
     refused(
         source(tmp_path, [*TRAIN, {"text": "x" * 1000, "label": "ham"}]), "longer than 1,000 bytes", "train.jsonl:5"
     )

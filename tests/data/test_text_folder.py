@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgeforge.core.errors import DataError
-from edgeforge.data import _text_files, text_folder
+from edgeforge.data import _row_files, text_folder
 from edgeforge.data.text_folder import TextFolder
 
 
@@ -69,7 +69,7 @@ def test_labels_give_the_order(folder: Path) -> None:
 def test_a_bad_file_is_named(
     folder: Path, content: bytes, message: str, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (_text_files, text_folder):
+    for module in (_row_files, text_folder):
         monkeypatch.setattr(module, "MAX_BYTES", 100)
     (folder / place).write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:

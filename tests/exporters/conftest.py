@@ -14,7 +14,7 @@ from edgeforge.models import loading, tokenizer
 from edgeforge.quantizers.int8_dynamic import Int8Dynamic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from transformers import PreTrainedTokenizerFast
 
@@ -127,3 +127,66 @@ def _byte_pairs(mails: Mails) -> PreTrainedTokenizerFast:
     made.train_from_iterator([(mails.root / "train.jsonl").read_text(encoding="utf-8")], trainer)
     made.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
     return RobertaTokenizerFast(tokenizer_object=made)
+
+
+class LlamaFile:
+    """A GGUF file in llama.cpp's own C interface: which ids and logits it gives."""
+
+    def __init__(self, path: Path, *, vocabulary_only: bool = False) -> None:
+        import llama_cpp
+
+        self.api: Any = llama_cpp
+        self.quiet = llama_cpp.llama_log_callback(lambda *_: None)
+        llama_cpp.llama_log_set(self.quiet, None)
+        llama_cpp.llama_backend_init()
+        chosen = llama_cpp.llama_model_default_params()
+        chosen.vocab_only = vocabulary_only
+        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), chosen)
+        assert self.model, f"llama.cpp does not open {path}"
+        self.vocabulary = llama_cpp.llama_model_get_vocab(self.model)
+
+    def close(self) -> None:
+        self.api.llama_model_free(self.model)
+
+    def ids(self, text: str) -> list[int]:
+        """With special tokens read as such, and with what is put around every text."""
+        raw = text.encode()
+        room = len(raw) + 8
+        found = (self.api.llama_token * room)()
+        count = self.api.llama_tokenize(self.vocabulary, raw, len(raw), found, room, True, True)
+        assert count >= 0
+        return list(found[:count])
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        """float32, shape (length, vocabulary)."""
+        api = self.api
+        chosen = api.llama_context_default_params()
+        chosen.n_ctx = chosen.n_batch = chosen.n_ubatch = max(64, len(ids))
+        chosen.n_threads = chosen.n_threads_batch = 1
+        context = api.llama_init_from_model(self.model, chosen)
+        batch = api.llama_batch_init(len(ids), 0, 1)
+        batch.n_tokens = len(ids)
+        for position, token in enumerate(ids):
+            batch.token[position], batch.pos[position] = token, position
+            batch.n_seq_id[position], batch.seq_id[position][0], batch.logits[position] = 1, 0, 1
+        assert api.llama_decode(context, batch) == 0
+        shape = (len(ids), api.llama_vocab_n_tokens(self.vocabulary))
+        found = np.ctypeslib.as_array(api.llama_get_logits(context), shape=shape).copy()
+        api.llama_batch_free(batch)
+        api.llama_free(context)
+        return found
+
+
+@pytest.fixture
+def llama_file() -> Iterator[Callable[..., LlamaFile]]:
+    """Path -> the file in llama.cpp. Skips where llama-cpp-python is not installed."""
+    pytest.importorskip("llama_cpp")
+    opened: list[LlamaFile] = []
+
+    def open_file(path: Path, *, vocabulary_only: bool = False) -> LlamaFile:
+        opened.append(LlamaFile(path, vocabulary_only=vocabulary_only))
+        return opened[-1]
+
+    yield open_file
+    for file in opened:
+        file.close()

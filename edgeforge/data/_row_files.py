@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
@@ -16,25 +17,29 @@ from edgeforge.data._texts import LABELS_DESCRIPTION, MAX_BYTES, LabelName, Row,
 
 AS_UTF8 = "save the file as UTF-8 (iconv -f windows-1252 -t utf-8 OLD > NEW, if it was written on Windows)"
 
-_OneOrMore = BeforeValidator(
-    lambda value: (value,) if isinstance(value, str) else value, json_schema_input_type=str | tuple[str, ...]
-)
+Paths = Annotated[
+    tuple[str, ...],
+    BeforeValidator(
+        lambda value: (value,) if isinstance(value, str) else value, json_schema_input_type=str | tuple[str, ...]
+    ),
+]
+"""One path, or several."""
 
 
-class TextFiles(DataSource):
+class RowFiles(DataSource):
     """Base of the kinds that read texts and labels, by name, from one file per part."""
 
     train: str = Field(description="The file to train on. Texts without a label serve distillation.")
     test: str = Field(description="The file to test on.")
-    unlabelled: Annotated[tuple[str, ...], _OneOrMore] = Field(
-        default=(), description="Files of further texts for distillation; their labels are not read."
+    unlabelled: Paths = Field(
+        default=(), description="Files of further texts to train on; their labels, if any, are not read."
     )
     text: str = Field(default="text", min_length=1, description="Where the text stands: a key, or a column's name.")
     label: str = Field(default="label", min_length=1, description="Where the label stands.")
     labels: tuple[LabelName, ...] | None = Field(default=None, description=LABELS_DESCRIPTION)
 
     holds: ClassVar[frozenset[Medium]] = frozenset({"texts"})
-    uses: ClassVar[tuple[str, ...]] = ("edgeforge.data._text_files", "edgeforge.data._texts")
+    uses: ClassVar[tuple[str, ...]] = ("edgeforge.data._row_files", "edgeforge.data._texts")
 
     def digest(self) -> str:
         choices = self.model_dump(mode="json", exclude={"train", "test", "unlabelled"})
@@ -57,14 +62,20 @@ class TextFiles(DataSource):
     def _paths(self) -> list[Path]:
         """Training, test and unlabelled files. Raises DataError where one is missing, or the test file comes twice."""
         train, test, *unlabelled = paths = [existing(path) for path in (self.train, self.test, *self.unlabelled)]
-        for path in (train, *unlabelled):
-            if file_digest(path) == file_digest(test):
-                raise DataError(
-                    "this file and the test file hold the same content",
-                    where=str(path),
-                    remedy="test on texts that no model was trained on",
-                )
+        refuse_copies((train, *unlabelled), (test,))
         return paths
+
+
+def refuse_copies(train: Iterable[Path], test: Iterable[Path]) -> None:
+    """Raise DataError where a training file has the content of a test file."""
+    tested = {file_digest(path) for path in test}
+    for path in train:
+        if file_digest(path) in tested:
+            raise DataError(
+                "this file and the test file hold the same content",
+                where=str(path),
+                remedy="test on texts that no model was trained on",
+            )
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -82,12 +93,28 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"cannot be read: {error.strerror}", where=str(path), remedy="check its permissions") from error
 
 
-def decoded(raw: bytes, where: str, *, first: bool = True) -> str:
-    """UTF-8 bytes as text; at the beginning of a file (`first`) without a byte order mark. Raises DataError."""
-    if len(raw) > MAX_BYTES:
-        raise DataError(
-            f"this is longer than {MAX_BYTES:,} bytes", where=where, remedy="shorten it, or leave this sample out"
-        )
+def objects(path: Path, remedy: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """The objects in a file of JSON lines, and where each stands; blank lines are left out. Raises DataError."""
+    for number, line in lines(path):
+        if line.strip():
+            where = f"{path}:{number}"
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"not JSON: {error}", where=where, remedy=remedy) from error
+            if not isinstance(value, dict):
+                raise DataError(f"this is not an object but a {type(value).__name__}", where=where, remedy=remedy)
+            yield value, where
+
+
+def decoded(raw: bytes, where: str, *, first: bool = True, limit: int | None = None) -> str:
+    """UTF-8 bytes as text; at the beginning of a file (`first`) without a byte order mark.
+
+    Raises DataError where they are no text, or more than `limit` bytes (absent: MAX_BYTES).
+    """
+    limit = MAX_BYTES if limit is None else limit
+    if len(raw) > limit:
+        raise DataError(f"this is longer than {limit:,} bytes", where=where, remedy="shorten it, or leave it out")
     if b"\0" in raw:
         raise DataError("NUL bytes: this is no plain text", where=where, remedy=AS_UTF8)
     try:
