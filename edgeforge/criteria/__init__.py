@@ -30,7 +30,8 @@ class Units:
 
     `sides` are (layer, whether its outputs are meant): that axis of the layer's weight is divided into `count` equal
     runs, the first of which is unit 0's. `place` shows the units at work: the linear layer whose inputs they are,
-    divided the same way; for a block, the block itself, whose first input and output are hidden states.
+    divided the same way; for a block, the block itself. `block` is the block they lie in, whose first input and output
+    are hidden states.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Units:
     count: int
     sides: tuple[tuple[nn.Module, bool], ...]
     place: nn.Module
+    block: nn.Module
 
 
 class Criterion(Spec):

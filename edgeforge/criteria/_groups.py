@@ -102,11 +102,14 @@ def is_batch_norm(layer: nn.Module) -> TypeGuard[BatchNorm]:
     return isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) and layer.affine
 
 
-def is_norm(layer: nn.Module) -> TypeGuard[BatchNorm | nn.LayerNorm]:
-    """Whether it is a batch or layer normalization with a weight per channel."""
+def is_norm(layer: nn.Module) -> TypeGuard[BatchNorm | nn.LayerNorm | nn.RMSNorm]:
+    """Whether it is a batch, layer or root-mean-square normalization with a weight per channel."""
     from torch import nn
 
-    return is_batch_norm(layer) or (isinstance(layer, nn.LayerNorm) and layer.elementwise_affine)
+    if isinstance(layer, nn.LayerNorm):
+        return layer.elementwise_affine
+    # Each family of transformers has a class of its own for it, which torch knows nothing of.
+    return is_batch_norm(layer) or type(layer).__name__.endswith("RMSNorm")
 
 
 def relative_mean(total: torch.Tensor, count: int) -> torch.Tensor:

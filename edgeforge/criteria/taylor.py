@@ -10,7 +10,7 @@ from pydantic import Field
 from edgeforge.core.stage import Job
 from edgeforge.criteria import Criterion, Part, Units
 from edgeforge.criteria._groups import GroupImportance, by_channel, by_unit, is_norm, is_weighted
-from edgeforge.criteria._samples import drawn, loss_of
+from edgeforge.criteria._samples import drawn, enough, loss_of
 
 if TYPE_CHECKING:
     import torch
@@ -29,11 +29,16 @@ class Taylor(Criterion):
     Molchanov et al., 2019, "Importance Estimation for Neural Network Pruning", eq. 9
     (https://arxiv.org/abs/1906.10771): squared for each mini-batch of the training split, then averaged, because over
     many samples of a trained model the gradients themselves cancel. Summed over the layers that lose something. Scores
-    are changes of the loss, so `scope: global` compares them between layers as they are.
+    are changes of the loss, so `scope: global` compares them between layers as they are. A mini-batch is 16 samples, of
+    a language model as few as its logits leave room for.
     """
 
     kind: Literal["taylor"] = "taylor"
-    samples: int = Field(default=512, ge=1, description="Training samples that gradients are taken from.")
+    samples: int | None = Field(
+        default=None,
+        ge=1,
+        description="Training samples that gradients are taken from; absent: 512, of a language model 64 windows.",
+    )
 
     judges: ClassVar[frozenset[Part]] = frozenset({"channels", "heads", "neurons", "blocks"})
     uses: ClassVar[tuple[str, ...]] = ("edgeforge.criteria._groups", "edgeforge.criteria._samples")
@@ -62,7 +67,8 @@ class Taylor(Criterion):
 
     def _gradients(self, model: PreTrainedModel, job: Job) -> Iterator[None]:
         """Leave the gradients of one mini-batch after another in `model`."""
-        for batch in drawn(model, job, purpose="taylor", samples=self.samples, size=MINI_BATCH):
+        samples = self.samples or enough(job, 512, 64)
+        for batch in drawn(model, job, purpose="taylor", samples=samples, size=MINI_BATCH):
             model.zero_grad()
             loss_of(model, batch, job).backward()  # type: ignore[no-untyped-call]
             yield
@@ -83,6 +89,7 @@ def _change(layer: torch.nn.Module, outputs: bool) -> torch.Tensor | None:
     if not (is_weighted(layer) or is_norm(layer)) or layer.weight.grad is None:
         return None
     change = by_channel(layer, layer.weight.detach() * layer.weight.grad, outputs).sum(1)
-    if outputs and layer.bias is not None and layer.bias.grad is not None:
-        change += layer.bias.detach() * layer.bias.grad
+    bias = getattr(layer, "bias", None)
+    if outputs and bias is not None and bias.grad is not None:
+        change += bias.detach() * bias.grad
     return change

@@ -24,8 +24,18 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 # Numbers that forward() reads and that no tensor's shape tells. Their names differ between transformers 4 and 5.
 ATTENTION_COUNTS = frozenset(
-    {"num_attention_heads", "num_heads", "n_heads", "attention_head_size", "head_dim", "all_head_size", "dim"}
+    {
+        "num_attention_heads",
+        "num_heads",
+        "n_heads",
+        "num_key_value_groups",
+        "attention_head_size",
+        "head_dim",
+        "all_head_size",
+        "dim",
+    }
 )
+FEED_FORWARD_COUNTS = frozenset({"intermediate_size"})
 ATTENTION_SCALES = frozenset({"scaling", "scale"})
 
 # Numbers without effect on inference.
@@ -47,7 +57,7 @@ class LayerShape(Spec):
     """What one module has that the config does not say."""
 
     tensors: dict[str, tuple[Size, ...]] = Field(default={}, description="Shapes of its own parameters and buffers.")
-    attributes: dict[str, Number] = Field(default={}, description="Groups, head counts and scaling.")
+    attributes: dict[str, Number] = Field(default={}, description="Groups, head counts, scaling, feed-forward width.")
 
 
 def difference(model: nn.Module, blueprint: nn.Module) -> dict[str, LayerShape]:
@@ -140,7 +150,9 @@ def _numbers(module: nn.Module) -> dict[str, Any]:
 def _settable(module: nn.Module) -> frozenset[str]:
     if isinstance(module, CONVOLUTIONS):
         return frozenset({"groups"})
-    return frozenset() if type(module).__module__.startswith("torch.") else ATTENTION_COUNTS | ATTENTION_SCALES
+    if type(module).__module__.startswith("torch."):
+        return frozenset()
+    return ATTENTION_COUNTS | ATTENTION_SCALES | FEED_FORWARD_COUNTS
 
 
 def _derived(module: nn.Module) -> dict[str, Any]:
@@ -189,6 +201,18 @@ def keep_blocks(model: PreTrainedModel, blocks: nn.ModuleList, kept: Sequence[in
         if isinstance(getattr(module, "n_layers", None), int) and blocks in module.children():
             module.n_layers = len(blocks)
     model.config.num_hidden_layers = len(blocks)
+    if getattr(model.config, "layer_types", None) is not None:
+        _keep_layer_types(model, kept)
+
+
+def _keep_layer_types(model: PreTrainedModel, kept: Sequence[int]) -> None:
+    """The config's list with one word for each block: attention to the whole text, or to a window of it."""
+    types = [model.config.layer_types[index] for index in kept]
+    model.config.layer_types = types
+    module: Any
+    for module in model.modules():
+        if hasattr(module, "has_sliding_layers"):
+            module.has_sliding_layers = "sliding_attention" in types
 
 
 def _part(parameter: Tensor, index: Tensor, *, axis: int) -> nn.Parameter:

@@ -1,8 +1,9 @@
 """Cutting a vocabulary: which tokens stay, the tokenizer's files without the others, the model's embeddings likewise.
 
-WordPiece (BERT, DistilBERT, ELECTRA, MiniLM) and byte-pair encoding (RoBERTa). Tokens keep their order, so new ids
-follow from the old ones alone. What is used with all of its tokens kept is split as before: WordPiece takes the longest
-token that fits, and byte-pair encoding the first merge that applies; neither changes when others are taken away.
+WordPiece (BERT, DistilBERT, ELECTRA, MiniLM) and byte-pair encoding (RoBERTa; decoders but those with SentencePiece).
+Tokens keep their order, so new ids follow from the old ones alone. What is used with all of its tokens kept is split as
+before: WordPiece takes the longest token that fits, and byte-pair encoding the first merge that applies; neither
+changes when others are taken away.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from edgeforge.core.errors import EnvironmentProblem, ModelError
-from edgeforge.models import tokenizer
+from edgeforge.models import chat, tokenizer
 from edgeforge.models.folder import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Characters = Literal["all", "seen"]
+
+ROLES = ("system", "user", "assistant", "tool")
+"""What chat templates write for whoever speaks."""
 
 ONLY_THESE = "keep the whole vocabulary, or use a model with a WordPiece or byte-pair tokenizer"
 
@@ -45,16 +49,17 @@ def choose(
 ) -> Cut:
     """What stays of the tokenizer in `folder`, by how often each id occurs in the texts.
 
-    `counts`: int64, shape (embeddings,); `fixed` are ids that the model needs. Special tokens and single characters
-    stay in any case, so that an unknown word is still split (WordPiece with `characters="seen"`: those in no text go,
-    and words with them become unknown as a whole). Then the most frequent tokens, with all that they are merged from,
-    up to `max_size`.
+    `counts`: int64, shape (embeddings,); `fixed` are ids that the model needs. Special tokens, what the chat template
+    writes and single characters (of a byte-level vocabulary: bytes) stay in any case, so that an unknown word is still
+    split (WordPiece with `characters="seen"`: those in no text go, and words with them become unknown as a whole). Then
+    the most frequent tokens, with all that they are merged from, up to `max_size`.
     Raises ModelError where it cannot be cut, or `max_size` has no room for what must stay.
     """
     content = read_json(folder / tokenizer.MAIN)
     _check_kind(content, folder)
     model, ids = content["model"], _all_ids(content)
-    special = {*fixed, *_special(content), *tokenizer.read(folder).all_special_ids}
+    special = {*fixed, *_special(content), *tokenizer.read(folder).all_special_ids, *_chat_ids(folder)}
+    special.update(ids[token] for token in tokenizer.END_OF_TEXT if token in ids)
     used = [index for index in ids.values() if counts[index] > 0 and index not in special]
     with_parts = _closure(model)
     kept = with_parts(special | _singles(model, seen=None if characters == "all" else set(used)))
@@ -106,6 +111,29 @@ def _special(content: Mapping[str, Any]) -> Iterator[int]:
 
     _processed(content.get("post_processor"), note)
     yield from around
+
+
+def _chat_ids(folder: Path) -> set[int]:
+    """Ids in all that the chat template beside a tokenizer writes itself, and in the speakers' names."""
+    source = chat.template(folder)
+    if source is None:
+        return set()
+    read = tokenizer.read(folder)
+    texts = [*ROLES, *_written(source, folder)]
+    return {index for text in texts for index in read.encode(text, add_special_tokens=False)}
+
+
+def _written(template: str, folder: Path) -> Iterator[str]:
+    """The texts in a Jinja template, bare and quoted. It is only divided into words, nothing of it runs."""
+    from jinja2 import Environment, TemplateSyntaxError
+
+    lexer = Environment(trim_blocks=True, lstrip_blocks=True).lexer
+    try:
+        yield from (token.value for token in lexer.tokenize(template) if token.type in ("data", "string"))
+    except TemplateSyntaxError as error:
+        raise ModelError(
+            f"its chat template is no Jinja template: {error}", where=str(folder), remedy="correct or remove it"
+        ) from error
 
 
 def _singles(model: Mapping[str, Any], *, seen: set[int] | None) -> set[int]:
@@ -243,7 +271,7 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def check_model(model: PreTrainedModel) -> int:
-    """How many tokens a text classifier has embeddings for. Raises ModelError where it is none."""
+    """How many tokens a text classifier or a decoder has embeddings for. Raises ModelError where it is neither."""
     from torch import nn
 
     reads_tokens = model.main_input_name == "input_ids"  # a convolutional network raises when asked for embeddings
@@ -253,17 +281,21 @@ def check_model(model: PreTrainedModel) -> int:
             f"a {type(model).__name__} reads no tokens and has no vocabulary",
             remedy="use {kind: vocabulary} for text models",
         )
-    if model.get_output_embeddings() is not None:
-        raise ModelError(f"a {type(model).__name__} writes tokens too", remedy="cut a classifier's vocabulary")
+    head = model.get_output_embeddings()
+    if head is not None and not (model.can_generate() and isinstance(head, nn.Linear)):
+        raise ModelError(
+            f"a {type(model).__name__} writes tokens too, and no texts",
+            remedy="cut the vocabulary of a classifier or a decoder",
+        )
     return int(embedding.num_embeddings)
 
 
 def fixed_ids(model: PreTrainedModel) -> set[int]:
-    """Ids that the model's config names, or that its positions start from."""
+    """Ids that the model's configs name, or that its positions start from."""
     from torch import nn
 
     size = check_model(model)
-    named = {index for _, value in _named_ids(model) for index in value if 0 <= index < size}
+    named = {index for config in _configs(model) for _, ids in _named_ids(config) for index in ids if 0 <= index < size}
     words = model.get_input_embeddings()
     for module in model.modules():
         # RoBERTa's positions are counted from the padding's id on, which therefore must not change.
@@ -273,23 +305,51 @@ def fixed_ids(model: PreTrainedModel) -> set[int]:
 
 
 def shrink(model: PreTrainedModel, cut: Cut) -> None:
-    """Leave `model` the embeddings of the tokens that stay, in place, and its config their ids."""
-    from edgeforge.models.surgery import keep_rows
+    """Leave `model` the embeddings of the tokens that stay, in place, and its configs their ids.
+
+    What makes logits of the last states loses the same tokens; where it is the embeddings, it stays the embeddings.
+    """
+    from edgeforge.models.surgery import keep_channels, keep_rows
 
     new = cut.new_ids
-    keep_rows(model.get_input_embeddings(), cut.kept)
-    for name, value in list(_named_ids(model)):
-        ids = [new.get(index, index) for index in value]
-        setattr(model.config, name, ids[0] if isinstance(getattr(model.config, name), int) else ids)
+    words, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is not None and head.weight is words.weight
+    keep_rows(words, cut.kept)
+    if head is not None:
+        keep_channels(head, cut.kept, outputs=True)
+    if tied:
+        head.weight = words.weight
+    for config in _configs(model):
+        _renumber(config, new)
     for module in model.modules():
         if isinstance(getattr(module, "padding_idx", None), int) and not hasattr(module, "num_embeddings"):
-            module.padding_idx = new[module.padding_idx]  # RoBERTa's embeddings keep it beside the layer's own
+            module.padding_idx = new[module.padding_idx]  # some keep it beside the layer's own
+        if "vocab_size" in vars(module):
+            module.vocab_size = len(cut.kept)
     model.config.vocab_size = len(cut.kept)
 
 
-def _named_ids(model: PreTrainedModel) -> Iterator[tuple[str, Sequence[int]]]:
-    """(name, ids) of every ``..._token_id`` that the config has."""
-    for name in sorted(model.config.to_dict()):
-        value = getattr(model.config, name, None)
+def _configs(model: PreTrainedModel) -> tuple[Any, ...]:
+    """The model's config, and how it writes texts where it does."""
+    writing = getattr(model, "generation_config", None)
+    return (model.config,) if writing is None else (model.config, writing)
+
+
+def _renumber(config: Any, new: Mapping[int, int]) -> None:
+    """Give a config the new ids, in place; what it forbids to write and is gone needs no word."""
+    for name, value in list(_named_ids(config)):
+        ids = [new.get(index, index) for index in value]
+        setattr(config, name, ids[0] if isinstance(getattr(config, name), int) else ids)
+    for name in ("suppress_tokens", "begin_suppress_tokens"):
+        if forbidden := getattr(config, name, None):
+            setattr(config, name, [new[index] for index in forbidden if index in new])
+    if phrases := getattr(config, "bad_words_ids", None):
+        config.bad_words_ids = [[new[index] for index in ids] for ids in phrases if set(ids) <= new.keys()]
+
+
+def _named_ids(config: Any) -> Iterator[tuple[str, Sequence[int]]]:
+    """(name, ids) of every ``..._token_id`` that a config has."""
+    for name in sorted(config.to_dict()):
+        value = getattr(config, name, None)
         if name.endswith("_token_id") and isinstance(value, int | list):
             yield name, [value] if isinstance(value, int) else value

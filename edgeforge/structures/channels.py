@@ -85,14 +85,20 @@ class Channels(Structure):
     def prune(self, model: PreTrainedModel, criterion: Criterion, job: Job) -> Mapping[str, Any]:
         """Remove channels in place; return ``layers`` (name -> [before, after]), ``params`` and ``macs`` likewise.
 
-        Raises ModelError where a layer would be left with nothing, a pattern matches no layer, or the model does not
-        run any more.
+        Raises ModelError where a layer would be left with nothing, a pattern matches no layer, the model does not run
+        any more, or it is a language model.
         """
         from edgeforge.structures import _attention
         from edgeforge.structures._graph import ChannelGraph
 
         self.check(criterion)
         interface = job.data.interface
+        if interface.per_token:
+            raise ModelError(
+                f"channels of a {type(model).__name__} are not known: heads of another size would lose their positions",
+                remedy="use the structures ffn_width, attention_heads, layers and vocabulary; for fewer hidden "
+                "dimensions the student {kind: width, weights: teacher}",
+            )
         before, widths = size(model, interface), _widths(model)
         graph = ChannelGraph(model, interface)
         wishes = self._wishes(graph)

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _CONFIG_FIELDS = ("intermediate_size", "hidden_dim")  # the second is DistilBERT's
+_K_QUANT_BLOCK, _SMALLEST_BLOCK = 256, 32  # GGUF quantizes rows in blocks of this many weights
 
 
 class FfnWidth(Structure):
-    """Remove neurons between the two feed-forward layers, in every block its own least important ones and equally many.
+    """Remove neurons between the feed-forward layers, in every block its own least important ones and equally many.
+
+    Where a gate scales what they put out (Llama and its like), a neuron goes with its row of the gate.
 
     Hugging Face's config says the new width, so plain `from_pretrained` loads the result.
     """
@@ -34,14 +37,16 @@ class FfnWidth(Structure):
     )
     width: int | None = Field(default=None, ge=1, description="Instead of `ratio`: neurons that stay in each block.")
     round_to: int = Field(
-        default=1, ge=1, description="With `ratio`: keep a multiple of this many neurons (16 suits most processors)."
+        default=1,
+        ge=1,
+        description="With `ratio`: keep a multiple of this many neurons (16 suits most processors, 256 all of GGUF).",
     )
 
     removes: ClassVar[Part] = "neurons"
     uses: ClassVar[tuple[str, ...]] = (
         "edgeforge.models.surgery",
         "edgeforge.structures._allocation",
-        "edgeforge.structures._encoder",
+        "edgeforge.structures._blocks",
         "edgeforge.structures._ranking",
         "edgeforge.structures._size",
     )
@@ -56,7 +61,7 @@ class FfnWidth(Structure):
 
     def prune(self, model: PreTrainedModel, criterion: Criterion, job: Job) -> Mapping[str, Any]:
         """Remove neurons in place; return ``width`` ([before, after] in each block) and the size."""
-        from edgeforge.structures._encoder import blocks
+        from edgeforge.structures._blocks import blocks
         from edgeforge.structures._ranking import best, judged
 
         self.check(criterion)
@@ -73,6 +78,8 @@ class FfnWidth(Structure):
         for field in _CONFIG_FIELDS:
             if hasattr(model.config, field):
                 setattr(model.config, field, count)
+        if interface.per_token:
+            _warn_of_blocks(count, job)
         return {"width": [width, count], **change(before, model, interface)}
 
     def _count(self, width: int) -> int:
@@ -85,3 +92,17 @@ class FfnWidth(Structure):
         check_ratio("the feed-forward layer of a block", width, 1, ratio=self.ratio)
         share = Share("feed-forward", width, 1, [0.0] * width, self.ratio)
         return allocate([share], max_ratio=self.ratio, round_to=self.round_to)[0]
+
+
+def _warn_of_blocks(width: int, job: Job) -> None:
+    """Say so where a decoder's new width is no multiple of the blocks that GGUF's types come in."""
+    if width % _SMALLEST_BLOCK:
+        job.progress.warn(
+            f"a feed-forward width of {width} is no multiple of {_SMALLEST_BLOCK}: no quantized GGUF type holds such "
+            f"rows, they stay in 16 bits; multiples of {_K_QUANT_BLOCK} suit all types"
+        )
+    elif width % _K_QUANT_BLOCK:
+        job.progress.warn(
+            f"a feed-forward width of {width} is no multiple of {_K_QUANT_BLOCK}: GGUF's K-quants give way to larger "
+            f"or coarser types there; `round_to: {_K_QUANT_BLOCK}` avoids it"
+        )

@@ -27,8 +27,9 @@ class Layers(Structure):
     """Remove whole blocks, attention and feed-forward part together.
 
     Blocks go one at a time, and those that are left are judged anew each time: blocks stand in for each other, so that
-    what two cost is not the sum of what each costs. `drop_loss` is the usual criterion; `activation` is the cheap one
-    (block influence). Hugging Face's config says the new depth, so plain `from_pretrained` loads the result.
+    what two cost is not the sum of what each costs; fewer `steps` take less time. `drop_loss` is the usual criterion;
+    `activation` is the cheap one (block influence). Hugging Face's config says the new depth, so plain
+    `from_pretrained` loads the result.
     """
 
     kind: Literal["layers"] = "layers"
@@ -42,10 +43,17 @@ class Layers(Structure):
         description="Instead of either: the blocks that stay, counted from 0; no criterion is asked.",
     )
 
+    steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="With `count` or `ratio`: judge anew this many times, each time removing as many blocks; absent: "
+        "for every block.",
+    )
+
     removes: ClassVar[Part] = "blocks"
     uses: ClassVar[tuple[str, ...]] = (
         "edgeforge.models.surgery",
-        "edgeforge.structures._encoder",
+        "edgeforge.structures._blocks",
         "edgeforge.structures._ranking",
         "edgeforge.structures._size",
     )
@@ -56,6 +64,8 @@ class Layers(Structure):
             raise ValueError("give one of count, ratio and keep")
         if self.keep is not None and list(self.keep) != sorted(set(self.keep)):
             raise ValueError("keep must rise, each block once")
+        if self.keep is not None and self.steps is not None:
+            raise ValueError("steps goes with count or ratio; with keep nothing is judged")
         return self
 
     def usual_criterion(self) -> Criterion | None:
@@ -64,7 +74,7 @@ class Layers(Structure):
     def prune(self, model: PreTrainedModel, criterion: Criterion, job: Job) -> Mapping[str, Any]:
         """Remove blocks in place; return ``blocks`` ([before, after]), ``kept`` (old numbers), and the size."""
         from edgeforge.models.surgery import keep_blocks
-        from edgeforge.structures._encoder import block_list
+        from edgeforge.structures._blocks import block_list
 
         self.check(criterion)
         interface = job.data.interface
@@ -89,17 +99,18 @@ class Layers(Structure):
         return left
 
     def _without_the_least(self, model: PreTrainedModel, criterion: Criterion, job: Job, *, left: int) -> list[int]:
-        """Remove the least important block until `left` are there; their old numbers."""
+        """Remove the least important blocks, step by step, until `left` are there; their old numbers."""
         import torch
 
         from edgeforge.models.surgery import keep_blocks
-        from edgeforge.structures._encoder import block_list, blocks
+        from edgeforge.structures._blocks import block_list, blocks
         from edgeforge.structures._ranking import best, judged
 
         kept = list(range(len(block_list(model))))
-        while len(kept) > left:
+        depth, steps = len(kept), min(self.steps or len(kept), len(kept) - left)
+        for step in range(1, steps + 1):
             scores = torch.cat(judged(model, [block.as_unit() for block in blocks(model)], criterion, job))
-            stay = best(scores, len(kept) - 1)
+            stay = best(scores, depth - (depth - left) * step // steps)
             keep_blocks(model, block_list(model), stay)
             kept = [kept[position] for position in stay]
         return kept

@@ -24,8 +24,9 @@ class Vocabulary(Structure):
     """Remove tokens that occur in none of the task's training texts (labelled or not), and their embeddings.
 
     The tokenizer is rewritten beside the model: training texts, as far as the task's `max_length` reads whole words of
-    them, are split as before, and other texts at worst into single characters. Special tokens always stay. For
-    WordPiece and byte-pair tokenizers; plain `from_pretrained` loads the result.
+    them, are split as before, and other texts at worst into single characters or bytes. Special tokens always stay, and
+    what the chat template writes. A language model's output layer loses the same tokens. For WordPiece and byte-pair
+    tokenizers; plain `from_pretrained` loads the result.
     """
 
     kind: Literal["vocabulary"] = "vocabulary"
@@ -39,6 +40,7 @@ class Vocabulary(Structure):
     )
 
     uses: ClassVar[tuple[str, ...]] = (
+        "edgeforge.models.chat",
         "edgeforge.models.surgery",
         "edgeforge.models.vocabulary",
         "edgeforge.structures._size",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Axes = tuple[str | None, ...]
 
-BLOCKS_OWN = ("heads", "neurons")
+BLOCKS_OWN = ("heads", "key_value_heads", "neurons")
 
 _TINY = 1e-300  # a tensor of zeros has no say, and is no reason to divide by zero
 _PRUNED = "distil first and prune afterwards, or leave `weights` out"
@@ -37,16 +37,18 @@ def take_over(student: PreTrainedModel, teacher: PreTrainedModel, config: Pretra
     if theirs.keys() != ours.keys():
         odd = sorted(theirs.keys() ^ ours.keys())[0]
         raise ModelError(f"student and teacher are built differently: only one has {odd}", where="student.weights")
-    channels = head_size(student.config, config)
+    channels = check_heads(student.config, config)
     axes = {name: _axes_of(name, config) for name in theirs}
-    importance = _importance(theirs, axes)
+    importance, counts = _importance(theirs, axes), dict(_counts(ours, axes))
     for group, scores in importance.items():
-        if group.endswith("heads") and len(scores) != config.num_attention_heads * channels:
+        if group.endswith("heads") and len(scores) != channels * _head_count(config, group):
             raise ModelError("the teacher's attention was pruned", where="student.weights", remedy=_PRUNED)
-    kept = {
-        group: _most_important(importance[group], count, channels if group.endswith("heads") else 1)
-        for group, count in _counts(ours, axes)
-    }
+    kept: dict[str, torch.Tensor] = {}
+    for group, count in counts.items():
+        if group.endswith(".heads"):
+            kept |= _heads(group, importance, counts, channels)
+        elif not group.endswith("heads"):
+            kept[group] = _most_important(importance[group], count)
     with torch.no_grad():
         for name, tensor in ours.items():
             part = theirs[name]
@@ -57,18 +59,36 @@ def take_over(student: PreTrainedModel, teacher: PreTrainedModel, config: Pretra
             tensor.copy_(part[tuple(slice(size) for size in tensor.shape)])
 
 
-def head_size(student: PretrainedConfig, teacher: PretrainedConfig) -> int:
-    """How many channels a head has, in both alike. Raises ModelError."""
-    ours = student.hidden_size // student.num_attention_heads
-    theirs = teacher.hidden_size // teacher.num_attention_heads
+def check_heads(student: PretrainedConfig, teacher: PretrainedConfig) -> int:
+    """How many channels a head has, in both alike. Raises ModelError where whole heads of one do not make the other."""
+    ours, theirs = _head_size(student), _head_size(teacher)
+    groups = _head_count(teacher, "key_value_heads")
+    remedy = f"choose a multiple of 1/{groups}: " + ", ".join(f"{n / groups:.4g}" for n in range(1, groups + 1))
     if ours != theirs:
-        heads = teacher.num_attention_heads
         raise ModelError(
             f"heads stay whole, and this width would make heads of {ours} out of heads of {theirs}",
             where="student.multiple",
-            remedy=f"choose a multiple of 1/{heads}: " + ", ".join(f"{n / heads:.4g}" for n in range(1, heads + 1)),
+            remedy=remedy,
         )
-    return int(ours)
+    own = student.num_attention_heads // _head_count(student, "key_value_heads")
+    shared = teacher.num_attention_heads // groups
+    if own > shared:
+        raise ModelError(
+            f"this width would let {own} query heads share a key, and in the teacher {shared} do",
+            where="student.multiple",
+            remedy=remedy,
+        )
+    return ours
+
+
+def _head_size(config: PretrainedConfig) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _head_count(config: PretrainedConfig, group: str) -> int:
+    """Query heads, or key/value heads, which are as many where a config has no word for them."""
+    fewer = getattr(config, "num_key_value_heads", None) if group.endswith("key_value_heads") else None
+    return int(fewer or config.num_attention_heads)
 
 
 def _axes_of(name: str, config: PretrainedConfig) -> Axes:
@@ -127,16 +147,43 @@ def _counts(tensors: Mapping[str, torch.Tensor], axes: Mapping[str, Axes]) -> It
                 yield group, size
 
 
-def _most_important(importance: torch.Tensor, count: int, together: int) -> torch.Tensor:
-    """The positions that stay, rising; `together` neighbours stay or go as one (a head's channels)."""
+def _heads(
+    group: str, importance: Mapping[str, torch.Tensor], counts: Mapping[str, int], channels: int
+) -> dict[str, torch.Tensor]:
+    """The channels that stay of a block's heads (`group`), and of its keys and values where query heads share them.
+
+    Then the most important key/value heads stay with their queries, both counting alike, and of each one's query heads
+    the most important.
+    """
     import torch
 
-    scores = importance.reshape(-1, together).sum(dim=1)
-    if count > len(importance):
+    shared = group.removesuffix("heads") + "key_value_heads"
+    queries = importance[group].view(-1, channels).sum(dim=1)
+    groups = len(importance.get(shared, importance[group])) // channels
+    own = counts.get(shared, counts[group]) // channels
+    by_group = queries.view(groups, -1)
+    whole = by_group.mean(dim=1)
+    if shared in importance:
+        whole = whole + importance[shared].view(-1, channels).sum(dim=1)
+    chosen = _most_important(whole, own)
+    each = [_most_important(by_group[index], counts[group] // channels // own) for index in chosen]
+    heads = torch.cat([index * by_group.shape[1] + found for index, found in zip(chosen, each, strict=True)])
+    kept = {group: _channels(heads, channels)}
+    return {**kept, shared: _channels(chosen, channels)} if shared in importance else kept
+
+
+def _channels(heads: torch.Tensor, size: int) -> torch.Tensor:
+    import torch
+
+    return (heads[:, None] * size + torch.arange(size)).flatten()
+
+
+def _most_important(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """The positions that stay, rising."""
+    import torch
+
+    if count > len(scores):
         raise ModelError(
-            f"the student has {count} of what the teacher has {len(importance)} of",
-            where="student.weights",
-            remedy=_PRUNED,
+            f"the student has {count} of what the teacher has {len(scores)} of", where="student.weights", remedy=_PRUNED
         )
-    chosen = torch.topk(scores, count // together).indices.sort().values
-    return (chosen[:, None] * together + torch.arange(together)).flatten()
+    return torch.topk(scores, count).indices.sort().values

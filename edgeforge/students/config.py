@@ -24,7 +24,7 @@ class Config(Student):
         description="The model family, which need not be the teacher's; its fields are written beside it."
     )
 
-    uses: ClassVar[tuple[str, ...]] = ("edgeforge.models.building",)
+    uses: ClassVar[tuple[str, ...]] = ("edgeforge.models.building", "edgeforge.students._endings")
 
     @model_validator(mode="before")
     @classmethod
@@ -33,5 +33,8 @@ class Config(Student):
 
     def build(self, teacher: PreTrainedModel, task: Task, interface: Interface) -> PreTrainedModel:
         from edgeforge.models.building import build_new
+        from edgeforge.students._endings import end_texts_alike
 
-        return build_new(self.architecture.config(interface), task, interface)
+        student = build_new(self.architecture.config(interface), task, interface)
+        end_texts_alike(student, teacher)
+        return student

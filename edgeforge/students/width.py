@@ -24,7 +24,8 @@ class Width(Student, Blocks):
 
     With ``weights: teacher`` a transformer starts from the teacher's own numbers: the hidden dimensions, attention
     heads and neurons with the largest weights are copied, the others left behind, as in Minitron (Muralidharan et al.,
-    2024, https://arxiv.org/abs/2407.14679, which ranks by activations). Heads stay whole. It learns faster than from
+    2024, https://arxiv.org/abs/2407.14679, which ranks by activations). Heads stay whole, and query heads with the keys
+    that they share. It learns faster than from
     fresh weights; before any training it is hardly better.
     """
 
@@ -40,6 +41,7 @@ class Width(Student, Blocks):
         "edgeforge.models.building",
         "edgeforge.models.surgery",
         "edgeforge.students._blocks",
+        "edgeforge.students._endings",
         "edgeforge.students._slices",
     )
 
@@ -53,6 +55,7 @@ class Width(Student, Blocks):
 
     def build(self, teacher: PreTrainedModel, task: Task, interface: Interface) -> PreTrainedModel:
         from edgeforge.models.building import build_new
+        from edgeforge.students._endings import end_texts_alike
         from edgeforge.students._slices import take_over
 
         self.check(teacher.config)
@@ -63,12 +66,13 @@ class Width(Student, Blocks):
         student = build_new(family.of(measured).scaled(self.multiple).config(interface), task, interface)
         if self.weights == "teacher":
             take_over(student, teacher, measured)
+        end_texts_alike(student, teacher)
         return student
 
 
 def _check_divisible(config: PretrainedConfig, narrower: Architecture) -> None:
     """Raise ModelError where a part of a teacher's weights does not make the narrower shape."""
-    from edgeforge.students._slices import head_size
+    from edgeforge.students._slices import check_heads
 
     if not narrower.axes(config):
         raise ModelError(
@@ -80,7 +84,7 @@ def _check_divisible(config: PretrainedConfig, narrower: Architecture) -> None:
     for name, value in narrower:
         if name != "kind":
             setattr(described, name, value)
-    head_size(described, config)
+    check_heads(described, config)
 
 
 def _family(config: PretrainedConfig) -> type[Architecture]:

@@ -48,6 +48,8 @@ def make() -> BertForSequenceClassification:
 class Data:
     """40 texts of 3 to 6 tokens, padded to 6; 3 labels."""
 
+    interface: Any = SimpleNamespace(per_token=False)
+
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
         self.ids = torch.randint(1, 20, (40, 6), generator=generator)
@@ -95,16 +97,15 @@ def parts(model: BertForSequenceClassification, block: int) -> dict[str, nn.Line
 def units(model: BertForSequenceClassification, part: str) -> list[Units]:
     made = []
     for block in range(BLOCKS):
-        layers = parts(model, block)
+        layers, layer = parts(model, block), model.bert.encoder.layer[block]
         if part == "heads":
             sides = tuple((layers[name], name != "out") for name in ("query", "key", "value", "out"))
-            made.append(Units(f"{block}.heads", "heads", HEADS, sides, layers["out"]))
+            made.append(Units(f"{block}.heads", "heads", HEADS, sides, layers["out"], layer))
         elif part == "neurons":
             sides = ((layers["up"], True), (layers["down"], False))
-            made.append(Units(f"{block}.neurons", "neurons", NEURONS, sides, layers["down"]))
+            made.append(Units(f"{block}.neurons", "neurons", NEURONS, sides, layers["down"], layer))
         else:
-            module = model.bert.encoder.layer[block]
-            made.append(Units(f"{block}", "blocks", 1, tuple((one, True) for one in module.modules()), module))
+            made.append(Units(f"{block}", "blocks", 1, tuple((one, True) for one in layer.modules()), layer, layer))
     return made
 
 

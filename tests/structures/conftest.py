@@ -1,4 +1,4 @@
-"""A job without data, models that the shared families do not cover, and small encoders with data of their own."""
+"""A job without data, models that the shared families do not cover, and small transformers with data of their own."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from edgeforge.core.stage import Job
-from edgeforge.core.task import Input, Interface, Tokens
+from edgeforge.core.task import NO_LABEL, Input, Interface, Tokens
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 ENCODERS = ("bert", "distilbert", "electra", "roberta", "vit")
 VOCABULARY = 60
 
@@ -184,3 +185,71 @@ def subject_of(
 def subject(request: pytest.FixtureRequest, subject_of: Callable[[str], Subject]) -> Subject:
     """Each encoder family in turn."""
     return subject_of(request.param)
+
+
+class Windows(Samples):
+    """Windows of 9 to 12 tokens; the next token is every position's label, but for the last and some others."""
+
+    def batch(self, split: str, indices: Sequence[int], *, augment_seed: int | None = None) -> dict[str, torch.Tensor]:
+        import torch
+
+        self.asked.append(split)
+        assert self.interface.tokens is not None
+        ids = torch.full((len(indices), 12), self.interface.tokens.pad_id)
+        mask, labels = torch.zeros_like(ids), torch.full_like(ids, NO_LABEL)
+        for row, index in enumerate(indices):
+            length, generator = 9 + index % 4, torch.Generator().manual_seed(index)
+            size = self.interface.tokens.vocabulary_size
+            ids[row, :length] = torch.randint(3, size, (length,), generator=generator)
+            mask[row, :length] = 1
+            labels[row, index % 5 : length - 1] = ids[row, index % 5 + 1 : length]
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels, "rows": torch.tensor(list(indices))}
+
+
+@dataclass
+class Writer(Subject):
+    """A language model and windows for it."""
+
+    def loss(self, model: PreTrainedModel, rows: Sequence[int] = range(40)) -> float:
+        """The mean over all labelled tokens, window by window and without padding."""
+        import torch
+
+        total, count = 0.0, 0
+        for row in rows:
+            batch = self.data.batch("train", [row])
+            length = int(batch["attention_mask"].sum())
+            with torch.no_grad():
+                likely = model(input_ids=batch["input_ids"][:, :length]).logits.double().log_softmax(-1)[0]
+            for place, label in enumerate(batch["labels"][0, :length].tolist()):
+                if label != NO_LABEL:
+                    total, count = total - float(likely[place, label]), count + 1
+        return total / count
+
+
+@pytest.fixture
+def writer_of(tiny_lm: Callable[[str], PreTrainedModel], tmp_path: Path) -> Callable[[str], Writer]:
+    """Family name -> its tiny language model with 40 windows of made-up tokens."""
+
+    def make(family: str) -> Writer:
+        import torch
+        from torch.nn import functional
+
+        model = tiny_lm(family)
+        inputs = [Input(name, (12,), "int64", variable=True, fill=1) for name in ("input_ids", "attention_mask")]
+        tokens = Tokens(model.config.vocab_size, 12, 2)
+        data = Windows(Interface(inputs=tuple(inputs), output_name="logits", labels=(), tokens=tokens))
+
+        def loss(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            return functional.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten())
+
+        task: Any = SimpleNamespace(open=lambda model=None: data, loss=loss)
+        accelerator: Any = SimpleNamespace(device=torch.device("cpu"))
+        return Writer(model, Job(task, tmp_path, 0, lambda: accelerator, Progress(), tmp_path), data)
+
+    return make
+
+
+@pytest.fixture(params=DECODERS)
+def writer(request: pytest.FixtureRequest, writer_of: Callable[[str], Writer]) -> Writer:
+    """Each decoder family in turn."""
+    return writer_of(request.param)

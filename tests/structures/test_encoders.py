@@ -228,7 +228,7 @@ def test_the_stage_refuses_before_any_work_and_names_the_criterion_in_its_key() 
         wrong.check()
     stage = Prune.model_validate({"kind": "prune", "structure": {"kind": "layers", "count": 1}})
     stage.check()
-    assert stage.identity()["criterion"] == {"kind": "drop_loss", "samples": 256}
+    assert stage.identity()["criterion"] == {"kind": "drop_loss", "samples": None}
     assert DropLoss() in nested_specs(stage)
     assert Prune.model_validate(stage.model_dump(mode="json")) == stage
 
@@ -277,6 +277,7 @@ def test_it_warns_where_nothing_goes(structure: Structure, subject_of: Any) -> N
         (Layers, {}, "give one of count, ratio and keep"),
         (Layers, {"count": 1, "keep": [0]}, "give one of count, ratio and keep"),
         (Layers, {"keep": [2, 0]}, "keep must rise"),
+        (Layers, {"keep": [0, 2], "steps": 2}, "steps goes with count or ratio"),
     ],
 )
 def test_slips_are_named(spec: type[Structure], said: dict[str, Any], message: str) -> None:
