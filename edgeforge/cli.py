@@ -124,14 +124,25 @@ def plan(file: File, store: StoreFolder = None, overrides: Overrides = None) -> 
 def bench(
     file_or_run: Annotated[Path, typer.Argument(help="A pipeline file or a run's folder.", show_default=False)],
     threads: Annotated[int, typer.Option(min=1, help="Threads each file may use.")] = 1,
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="Where to measure; see `edgeforge devices`.")
+    ] = "host_cpu",
+    sustained: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Then run each file so long without a pause.")
+    ] = 0,
+    accuracy: Annotated[
+        int, typer.Option(min=0, metavar="SAMPLES", help="Score the device's own answers to so many test samples.")
+    ] = 0,
 ) -> None:
-    """Measure the files of a finished run again on this machine, in turns with the baseline."""
+    """Measure the files of a finished run again, here or on another device, in turns with the baseline."""
     from edgeforge.commands import bench as command
 
     console = _console()
+    stage = command.stage_for(device, threads=threads, sustained_s=sustained, accuracy_samples=accuracy)
     folder = command.folder_of(file_or_run)
-    command.show(command.measure(folder, threads=threads, console=console), console)
-    console.print(f"\nraw samples: {folder / command.FILE_NAME}", markup=False, highlight=False, soft_wrap=True)
+    command.show(command.measure(folder, stage=stage, console=console), console)
+    path = folder / command.file_name(stage)
+    console.print(f"\nraw samples: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -143,16 +154,32 @@ def report(folder: Annotated[Path, typer.Argument(help="A run's folder.", metava
 
 
 @app.command()
-def devices() -> None:
-    """List the devices that a target can name."""
-    from rich.table import Table
+def verify(
+    path: Annotated[Path, typer.Argument(help="A run's folder, an artifact's, or a model file.", show_default=False)],
+    against: Annotated[
+        Path | None, typer.Option(metavar="TORCH_DIR", help="A torch model that its answers and weights must be.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+) -> None:
+    """Check files again: that they are whole, open, and still answer as they did when they were made."""
+    from edgeforge.commands import verify as command
 
-    from edgeforge.device import profiles
+    found = command.check(path, against=against)
+    if as_json:
+        print(command.as_json(found))
+    else:
+        command.show(found, _console())
+    command.judge(found, path)
 
-    table = Table("name", "device", "family", "integer layout", "measured by", box=None, pad_edge=False)
-    for profile in profiles().values():
-        table.add_row(profile.name, profile.title, profile.family, profile.layout, profile.link or "not reachable yet")
-    _console().print(table)
+
+@app.command()
+def devices(
+    as_json: Annotated[bool, typer.Option("--json", help="Every fact with its source, as JSON.")] = False,
+) -> None:
+    """List the devices that a target can name, and how each can be reached now."""
+    from edgeforge.commands import devices as command
+
+    command.show(_console(), as_json=as_json)
 
 
 @app.command()

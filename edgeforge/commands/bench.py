@@ -1,9 +1,9 @@
-"""`edgeforge bench`: the files of a finished run, measured again on this machine."""
+"""`edgeforge bench`: the files of a finished run, measured again on this machine or on another device."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
@@ -18,6 +18,7 @@ from edgeforge.core.artifact import Artifact, digest_files, hash_folder
 from edgeforge.core.errors import ConfigurationError, EnvironmentProblem
 from edgeforge.core.report import ArtifactRow, LatencyComparison, MeasurementRow
 from edgeforge.core.stage import Job, Progress
+from edgeforge.device import profile
 from edgeforge.pipeline import Pipeline, load
 from edgeforge.renderers import _text as text
 from edgeforge.stages.benchmark import Benchmark
@@ -44,29 +45,59 @@ def folder_of(file_or_run: Path) -> Path:
     return file_or_run if file_or_run.is_dir() else Path("runs") / load(file_or_run).name
 
 
-def measure(folder: Path, *, threads: int, console: Console) -> dict[str, Mapping[str, Any]]:
+def stage_for(device: str, *, threads: int, sustained_s: float = 0, accuracy_samples: int = 0) -> Benchmark:
+    """The stage that measures there. Raises ConfigurationError, IncompatiblePlanError where nothing reaches it."""
+    profile(device, where="--device")
+    stage = Benchmark(device=device, threads=threads, sustained_s=sustained_s, accuracy_samples=accuracy_samples)
+    stage.check()
+    return stage
+
+
+def file_name(stage: Benchmark) -> str:
+    """Where the results are written, in the run's folder: each device has its own."""
+    return FILE_NAME if stage.device == DEVICE else f"bench.{stage.device}.json"
+
+
+def measure(folder: Path, *, stage: Benchmark, console: Console) -> dict[str, Mapping[str, Any]]:
     """Artifact name -> facts of a benchmark beside the baseline, written to ``bench.json`` too.
 
-    Raises ConfigurationError where the folder holds no finished run, EnvironmentProblem where measuring fails.
+    A device that is lost halfway leaves what was measured until then. Raises ConfigurationError where the folder
+    holds no finished run, EnvironmentProblem or DeviceProblem where nothing can be measured.
     """
     report = read(folder)
     pipeline = load(folder / "pipeline.yaml")
     artifacts = {row.name: _artifact(folder, row) for row in report.artifacts if row.status == "shipped"}
     if not artifacts:
         raise ConfigurationError("this run shipped no file", where=str(folder), remedy="see its report.html")
-    stage = Benchmark(device=DEVICE, threads=threads)
-    found = {}
+    found: dict[str, Mapping[str, Any]] = {}
+    try:
+        _measure_all(artifacts, stage, pipeline, console, found)
+    finally:
+        if found:
+            _write(folder / file_name(stage), found)
+    return found
+
+
+def _measure_all(
+    artifacts: Mapping[str, Artifact],
+    stage: Benchmark,
+    pipeline: Pipeline,
+    console: Console,
+    found: dict[str, Mapping[str, Any]],
+) -> None:
     for name, artifact in artifacts.items():
         inputs = {"model": artifact}
         if name != "baseline" and "baseline" in artifacts:
             inputs["baseline"] = artifacts["baseline"]
         with TemporaryDirectory(prefix="edgeforge-") as draft, console.status(f"measuring {name}") as status:
             found[name] = stage.run(inputs, _job(pipeline, Path(draft), _Spinner(name, status)))
+
+
+def _write(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
     try:
-        (folder / FILE_NAME).write_text(json.dumps(found, indent=1), encoding="utf-8")
+        path.write_text(json.dumps(found, indent=1), encoding="utf-8")
     except OSError as error:
-        raise EnvironmentProblem(f"cannot be written: {error.strerror}", where=str(folder / FILE_NAME)) from error
-    return found
+        raise EnvironmentProblem(f"cannot be written: {error.strerror}", where=str(path)) from error
 
 
 def show(found: Mapping[str, Mapping[str, Any]], console: Console) -> None:
@@ -90,8 +121,31 @@ def show(found: Mapping[str, Mapping[str, Any]], console: Console) -> None:
         )
     console.print(table)
     for name, facts in found.items():
-        if facts.get("reason"):
-            console.print(f"[yellow]{name}[/yellow]: {escape(facts['reason'])}", highlight=False)
+        for said in _said(facts):
+            console.print(f"[yellow]{name}[/yellow]: {escape(said)}", highlight=False)
+
+
+def _said(facts: Mapping[str, Any]) -> Iterator[str]:
+    """What does not fit into the table, as sentences."""
+    conditions = facts.get("conditions", {})
+    yield from (said for said in (facts.get("reason"), conditions.get("partial"), conditions.get("busy")) if said)
+    if sustained := facts.get("sustained"):
+        first, last = (text.milliseconds(sustained[f"{which}_quarter_ms"]) for which in ("first", "last"))
+        yield (
+            f"{sustained['seconds']:.0f} s without a pause: {first} in the first quarter, {last} in the last: "
+            + (sustained["verdict"])
+        )
+    if answered := facts.get("on_device"):
+        yield _answered(answered)
+
+
+def _answered(facts: Mapping[str, Any]) -> str:
+    if facts["metrics"] is None:
+        return f"its own answers are not known: {facts['reason']}"
+    metric, value = next(iter(facts["metrics"].items()))
+    said = f"its own answers to {facts['samples']} test samples: {metric} {text.metric(value)}"
+    same = facts.get("agreement_with_host")
+    return said if same is None else f"{said}; {100 * same:.1f} % agree with this machine's"
 
 
 def _artifact(folder: Path, row: ArtifactRow) -> Artifact:

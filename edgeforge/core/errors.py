@@ -71,4 +71,10 @@ class EnvironmentProblem(EdgeForgeError):
     exit_code = 7
 
 
+class DeviceProblem(EdgeForgeError):
+    """A device beside this machine refused or was lost: its rows are absent, and everything else goes on."""
+
+    exit_code = 7
+
+
 INTERRUPTED_EXIT_CODE = 130

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from edgeforge.core.errors import ConfigurationError
 from edgeforge.core.kinds import discover
 from edgeforge.core.measurement import Origin
 from edgeforge.core.spec import Spec
 from edgeforge.core.stage import Progress
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Subject(Spec):
@@ -25,6 +30,7 @@ class Workload(Spec):
 
     `inputs` is an ``.npz`` of real samples, one array of shape (N, ...) for each input; each call takes one sample.
     `starts` says in how many fresh processes each subject is started; every subject takes part in the latency rounds.
+    `sustained` says for how many seconds a subject then runs without a pause, which shows a device that throttles.
     """
 
     subjects: dict[str, Subject]
@@ -35,6 +41,7 @@ class Workload(Spec):
     warmup: int
     min_sample_ms: float
     seed: int = 0
+    sustained: dict[str, float] = Field(default={})
 
 
 class Start(Spec):
@@ -46,7 +53,11 @@ class Start(Spec):
 
 
 class Timings(Spec):
-    """Raw results by subject. Samples ``latency_ms[subject][i]`` of all subjects come from the same round `i`."""
+    """Raw results by subject. Samples ``latency_ms[subject][i]`` of all subjects come from the same round `i`.
+
+    A device that was lost halfway leaves whole rounds, perhaps fewer than were asked for, and
+    ``conditions["partial"]`` says what happened. ``conditions["busy"]`` is a sentence where other programs disturbed.
+    """
 
     starts: dict[str, tuple[Start, ...]]
     latency_ms: dict[str, tuple[float, ...]]
@@ -55,6 +66,9 @@ class Timings(Spec):
         description="Part of the span in which other programs held the core, not counted in any time; null: unknown."
     )
     conditions: dict[str, Any] = Field(description="What the device was doing meanwhile, as plain JSON.")
+    sustained: dict[str, tuple[tuple[float, float], ...]] = Field(
+        default={}, description="(seconds since its begin, latency in ms) of each subject that ran without a pause."
+    )
 
 
 class Link(Spec):
@@ -68,11 +82,30 @@ class Link(Spec):
         raise NotImplementedError
 
     def measure(self, workload: Workload, progress: Progress) -> Timings:
-        """Run the workload on the device. Raises EnvironmentProblem where the device or a process on it fails."""
+        """Run the workload on the device.
+
+        Raises EnvironmentProblem where a process on this machine fails, DeviceProblem where another device does.
+        """
+        raise NotImplementedError
+
+    def outputs(self, subject: Subject, inputs: Path, progress: Progress) -> np.ndarray:
+        """What the device itself answers: float32, shape (N, ...), for the N samples of `inputs` (see Workload).
+
+        One sample a call, as an app asks: what is quantized at run time depends on what shares a batch.
+        Raises EnvironmentProblem or DeviceProblem, as `measure` does.
+        """
         raise NotImplementedError
 
 
-def link_of(kind: str) -> Link:
-    """The link of that kind. Raises KeyError for one that is not installed."""
+def link_of(kind: str, connection: Mapping[str, Any] | None = None) -> Link:
+    """The link of that kind, with what the device's profile says of the way to it.
+
+    Raises KeyError for a kind that is not installed, ConfigurationError for a connection that it does not understand.
+    """
     cls = discover("edgeforge.links", Link)[kind]
-    return cls.model_validate({"kind": kind})  # type: ignore[return-value]
+    try:
+        return cls.model_validate({"kind": kind, **(connection or {})})  # type: ignore[return-value]
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("connection", *first["loc"])))
+        raise ConfigurationError(first["msg"], where=where, remedy=f"see docs/devices.md on `{kind}`") from error

@@ -1,11 +1,16 @@
-"""The process that a benchmark is measured in: one JSON job on stdin, one JSON answer on stdout.
+"""The process that a benchmark is measured in: one JSON job on stdin, lines of JSON on stdout.
 
-It imports the runtime and nothing heavier, so that its peak memory is the runtime's own. Jobs:
+This file stands alone: it is copied to devices that have Python and ONNX Runtime and no EdgeForge, and run there as
+a program. `_runner/efrun.c` does the same where there is no Python. Here it serves `_local_worker`, which knows every
+runtime. It imports the runtime and nothing heavier, so that its peak memory is the runtime's own. Jobs:
 
-- ``start``: load one model, run it once -> load_ms, first_inference_ms, peak_rss_mb.
-- ``race``: open every model, then time them in shuffled rounds -> latency_ms, calls_per_sample.
+- ``start``: load one model, run it once -> ``{"start": {load_ms, first_inference_ms, peak_rss_mb}, ...}``.
+- ``race``: open every model, time them in shuffled rounds -> a ``{"round": {subject: ms}}`` after each, then
+  ``{"sustained": {subject, at_s, latency_ms}}`` for those that run on without a pause, then ``{"end": {...}}``.
+- ``outputs``: the answers to all samples, raw float32, in the file that the job names -> ``{"outputs": {shape}}``.
 
-An EdgeForge error is answered as ``{"error": what}``; anything else ends the process with a traceback on stderr.
+What a model or its runtime refuses is answered as ``{"error": what}``; anything else ends the process with a
+traceback on stderr.
 """
 
 from __future__ import annotations
@@ -19,79 +24,125 @@ import random
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from edgeforge.core.errors import EdgeForgeError
-from edgeforge.core.kinds import discover
-from edgeforge.runtimes import Runtime, Session
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
 
     Feeds = list[dict[str, np.ndarray]]
 
+SUSTAINED_SAMPLES = 200
+"""Into how many samples a run without a pause is cut."""
+BROKEN_PIPE = 141
+"""The exit code of a process whose reader is gone, as a shell says it."""
 
-def main() -> None:
+
+class Session(Protocol):
+    """An opened model file, as in `edgeforge.runtimes`."""
+
+    def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray: ...
+
+
+class Runtimes(Protocol):
+    """How subjects are opened: what differs between this machine and a device without EdgeForge."""
+
+    refusals: tuple[type[Exception], ...]
+    """What is raised where a file cannot be opened or run."""
+    version: str | None
+    """The library that was prepared, where nobody else knows it."""
+
+    def prepare(self, kind: str) -> Callable[[Path, int], Session]:
+        """Import a runtime's library; what opens a folder with so many threads."""
+
+
+def main(runtimes: Runtimes) -> None:
     """Serve one job."""
-    answer_to = os.dup(1)
+    stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # native libraries print to stdout; the answer must stand there alone
+
+    def say(answer: Mapping[str, Any]) -> None:
+        stream.write(json.dumps(answer) + "\n")
+        stream.flush()
+
     job = json.load(sys.stdin)
     if job["cores"] and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, job["cores"])
     try:
-        answer = {"start": start, "race": race}[job["what"]](job)
-    except EdgeForgeError as error:
-        answer = {"error": str(error)}
-    with os.fdopen(answer_to, "w", encoding="utf-8") as stream:
-        json.dump(answer, stream)
+        opened = {subject["runtime"]: runtimes.prepare(subject["runtime"]) for subject in job["subjects"].values()}
+        if runtimes.version:
+            say({"runtime": runtimes.version})
+        {"start": start, "race": race, "outputs": outputs}[job["what"]](job, opened, say)
+    except BrokenPipeError:
+        os._exit(BROKEN_PIPE)  # whoever asked is gone; the ordinary way out would write to the pipe again
+    except MemoryError:
+        say({"error": "out of memory"})
+    except runtimes.refusals as error:
+        say({"error": str(error)})
 
 
-def start(job: Mapping[str, Any]) -> dict[str, float]:
+def start(job: Mapping[str, Any], opened: Mapping[str, Any], say: Callable[[Mapping[str, Any]], None]) -> None:
     """Load the one subject and run it once, with every library already imported."""
     (subject,) = job["subjects"].values()
     feeds = _feeds(job)
-    runtime = _runtime(subject["runtime"])
     clock = Clock()
     begin = clock.now_ns()
-    session = runtime.open(Path(subject["folder"]), threads=job["threads"])
+    session = opened[subject["runtime"]](Path(subject["folder"]), job["threads"])
     loaded = clock.now_ns()
     session.run(feeds[0])
     answered = clock.now_ns()
-    return {
+    found = {
         "load_ms": (loaded - begin) / 1e6,
         "first_inference_ms": (answered - loaded) / 1e6,
         "peak_rss_mb": peak_rss_bytes() / 1e6,
     }
+    say({"start": found, "processor_s": time.process_time()})
 
 
-def race(job: Mapping[str, Any]) -> dict[str, Any]:
+def race(job: Mapping[str, Any], opened: Mapping[str, Any], say: Callable[[Mapping[str, Any]], None]) -> None:
     """Time all subjects in rounds of shuffled order, so that what disturbs the machine disturbs all of them alike."""
     parent = os.getppid()
     feeds = _feeds(job)
     sessions = {
-        name: _runtime(subject["runtime"]).open(Path(subject["folder"]), threads=job["threads"])
+        name: opened[subject["runtime"]](Path(subject["folder"]), job["threads"])
         for name, subject in job["subjects"].items()
     }
     clock = Clock()
     laps = {name: _Lap(session, feeds, job["min_sample_ms"], clock) for name, session in sessions.items()}
-    latency: dict[str, list[float]] = {name: [] for name in sessions}
     shuffle = random.Random(job["seed"]).sample
     gc.collect()
     gc.disable()
     for number in range(-job["warmup"], job["samples"]):
         if os.getppid() != parent:
             sys.exit("whoever asked for this benchmark is gone")
-        for name in shuffle(sorted(laps), k=len(laps)):
-            sample = laps[name].sample()
-            if number >= 0:
-                latency[name].append(sample)
-    return {
-        "latency_ms": latency,
+        latency = {name: laps[name].sample() for name in shuffle(sorted(laps), k=len(laps))}
+        if number >= 0:
+            say({"round": latency})
+    for name, seconds in job.get("sustained", {}).items():
+        for at_s, latency_ms in laps[name].sustained(seconds):
+            say({"sustained": {"subject": name, "at_s": at_s, "latency_ms": latency_ms}})
+    end = {
         "calls_per_sample": {name: lap.calls for name, lap in laps.items()},
         "waiting_share": clock.waiting_share(),
     }
+    say({"end": end, "processor_s": time.process_time()})
+
+
+def outputs(job: Mapping[str, Any], opened: Mapping[str, Any], say: Callable[[Mapping[str, Any]], None]) -> None:
+    """The answers of the one subject to every sample, one sample a call."""
+    (subject,) = job["subjects"].values()
+    session = opened[subject["runtime"]](Path(subject["folder"]), job["threads"])
+    feeds = _feeds(job)
+    shape: tuple[int, ...] = ()
+    with Path(job["outputs"]).open("wb") as file:
+        for done, feed in enumerate(feeds, 1):
+            answer = session.run(feed)
+            shape = answer.shape[1:]
+            file.write(answer.astype("float32").tobytes())
+            if done % 32 == 0:
+                say({"done": done})
+    say({"outputs": {"shape": [len(feeds), *shape]}})
 
 
 class _Lap:
@@ -119,21 +170,24 @@ class _Lap:
 
     def sample(self) -> float:
         self.run(next(self.feeds))  # the model before left its own data in the caches
+        return self._mean_ms(self.min_ns)
+
+    def sustained(self, seconds: float) -> Iterator[tuple[float, float]]:
+        """(seconds since its begin, latency in ms), one call after the other without a pause."""
+        least_ns = max(self.min_ns, seconds * 1e9 / SUSTAINED_SAMPLES)
+        begin, at_s = time.perf_counter(), 0.0
+        while at_s < seconds:
+            latency_ms = self._mean_ms(least_ns)
+            yield at_s, latency_ms
+            at_s = time.perf_counter() - begin
+
+    def _mean_ms(self, least_ns: float) -> float:
         calls, elapsed = self.calls, self._batch(self.calls)
-        while elapsed < self.min_ns:  # the machine became faster than it was when the calls were counted
+        while elapsed < least_ns:  # also where the machine became faster than it was when the calls were counted
             more = max(1, self.calls // 8)
             elapsed += self._batch(more)
             calls += more
         return elapsed / calls / 1e6
-
-
-def _runtime(kind: str) -> Runtime:
-    cls = discover("edgeforge.runtimes", Runtime)[kind]
-    runtime: Runtime = cls.model_validate({"kind": kind})  # type: ignore[assignment]
-    if reason := runtime.available():
-        raise EdgeForgeError(reason)
-    runtime.prepare()
-    return runtime
 
 
 def _feeds(job: Mapping[str, Any]) -> Feeds:
@@ -188,5 +242,52 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
+class Refusal(Exception):
+    """A file that cannot be opened here, in a sentence."""
+
+
+class OnnxFiles:
+    """ONNX Runtime's CPU provider, as `edgeforge.runtimes.onnxruntime` sets it up."""
+
+    refusals: tuple[type[Exception], ...] = (Refusal,)
+    version: str | None = None
+
+    def prepare(self, kind: str) -> Callable[[Path, int], Session]:
+        if kind != "onnxruntime":
+            sys.exit(f"this worker opens ONNX files only, not those of {kind}")
+        import onnxruntime
+        from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+        self.version = f"ONNX Runtime {onnxruntime.__version__}"
+        # Every exception the library defines; they have no base class of their own.
+        found = (item for item in vars(state).values() if isinstance(item, type) and issubclass(item, Exception))
+        self.refusals = (Refusal, *found)
+        return self.open
+
+    def open(self, folder: Path, threads: int) -> Session:
+        try:
+            return OnnxFile(folder, threads)
+        except self.refusals as error:
+            raise Refusal(f"{self.version} cannot open it: {str(error).strip().splitlines()[0]}") from error
+
+
+class OnnxFile:
+    """One opened file with one output."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what goes wrong is raised; the log would say it a second time
+        options.inter_op_num_threads = 1
+        options.intra_op_num_threads = threads
+        path, providers = str(folder / "model.onnx"), ["CPUExecutionProvider"]
+        self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+        self._first_output = [self._session.get_outputs()[0].name]
+
+    def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        return self._session.run(self._first_output, inputs)[0]  # type: ignore[no-any-return]
+
+
 if __name__ == "__main__":
-    main()
+    main(OnnxFiles())

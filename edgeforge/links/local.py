@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,17 +15,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import psutil
 
 import edgeforge
 from edgeforge.core.errors import EnvironmentProblem
 from edgeforge.core.kinds import discover
 from edgeforge.core.stage import Progress
-from edgeforge.links import Link, Start, Timings, Workload
+from edgeforge.links import Link, Start, Subject, Timings, Workload
+from edgeforge.links._answers import Answers, timings
 from edgeforge.runtimes import Runtime
 
 TIMEOUT_S = 3600.0
 BUSY_PERCENT = 5.0
+DISTURBING_PERCENT = 50
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -35,7 +39,7 @@ THREAD_VARIABLES = (
 
 
 class Local(Link):
-    """Runs `edgeforge.links._worker` in fresh processes, pinned to the idlest cores where the system allows it."""
+    """Runs `edgeforge.links._local_worker` in fresh processes, pinned to the idlest cores where it can."""
 
     kind: Literal["local"] = "local"
 
@@ -52,15 +56,26 @@ class Local(Link):
         with watching() as conditions:
             for done, name in enumerate(order):
                 progress.update(done, len(order) + 1, f"starting {name}")
-                starts[name].append(Start.model_validate(_ask(_job("start", workload, cores, name))))
+                if found := _ask(_job("start", workload, cores, name)).start:
+                    starts[name].append(found)
             progress.update(len(order), len(order) + 1, "timing")
             raced = _ask(_job("race", workload, cores, *workload.subjects))
             progress.update(len(order) + 1, len(order) + 1)
-        return Timings(
-            starts={name: tuple(found) for name, found in starts.items()},
-            conditions={"pinned_to_cores": cores, "threads": workload.threads, **conditions},
-            **raced,
-        )
+        return timings(workload, starts, raced, {"pinned_to_cores": cores, "threads": workload.threads, **conditions})
+
+    def outputs(self, subject: Subject, inputs: Path, progress: Progress) -> np.ndarray:
+        with tempfile.TemporaryDirectory(prefix="edgeforge-") as name:
+            path = Path(name) / "outputs.bin"
+            job = {
+                "what": "outputs",
+                "subjects": {"model": subject.model_dump(mode="json")},
+                "inputs": str(inputs.absolute()),
+                "outputs": str(path),
+                "threads": 1,
+                "cores": [],
+            }
+            shape = _ask(job).shape
+            return np.fromfile(path, np.float32).reshape(shape or ())
 
 
 def _job(what: str, workload: Workload, cores: list[int], *names: str) -> dict[str, Any]:
@@ -69,12 +84,12 @@ def _job(what: str, workload: Workload, cores: list[int], *names: str) -> dict[s
     return {**plain, "what": what, "cores": cores, "subjects": subjects}
 
 
-def _ask(job: Mapping[str, Any], *, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+def _ask(job: Mapping[str, Any], *, timeout_s: float = TIMEOUT_S) -> Answers:
     """One job to one worker process. Raises EnvironmentProblem where it fails, hangs or refuses."""
     what = f"{job['what']} of {', '.join(job['subjects'])}"
     folder = Path(job["inputs"]).parent
     worker = subprocess.Popen(
-        [sys.executable, "-m", "edgeforge.links._worker"],
+        [sys.executable, "-m", "edgeforge.links._local_worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -103,10 +118,10 @@ def _ask(job: Mapping[str, Any], *, timeout_s: float = TIMEOUT_S) -> dict[str, A
             where="benchmark",
             remedy="a negative exit code is a signal: -9 usually means that memory ran out",
         )
-    answer: dict[str, Any] = json.loads(out)
-    if "error" in answer:
-        raise EnvironmentProblem(f"the {what} failed: {answer['error']}", where="benchmark")
-    return answer
+    answers = Answers.of(out)
+    if answers.error is not None:
+        raise EnvironmentProblem(f"the {what} failed: {answers.error}", where="benchmark")
+    return answers
 
 
 def _environment(threads: int) -> dict[str, str]:
@@ -147,6 +162,11 @@ def watching() -> Iterator[dict[str, Any]]:
     conditions["cpu_mhz_after"] = _clock_mhz()
     conditions["other_programs"] = [{"name": name, "cpu_percent": share} for name, share in busy.most_common()]
     conditions["seconds"] = round(seconds, 3)
+    conditions["busy"] = None
+    if disturbing := [
+        f"{name} ({share} % of a core)" for name, share in busy.most_common() if share >= DISTURBING_PERCENT
+    ]:
+        conditions["busy"] = f"the machine was busy: {', '.join(disturbing)}"
 
 
 def _processor_seconds() -> dict[tuple[int, float], tuple[str, float]]:

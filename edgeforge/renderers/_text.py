@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from edgeforge.core.report import FALLING, ArtifactRow, BenchmarkConditions, BudgetRow, LatencyComparison
 
@@ -41,6 +42,11 @@ def amount(count: float | None) -> str:
         if count >= factor:
             return f"{significant(count / factor)} {unit}"
     return f"{count:.0f}"
+
+
+def decibels(value: float | None) -> str:
+    """A ratio of powers."""
+    return NONE if value is None else f"{value:.1f} dB"
 
 
 def milliseconds(value: float | None) -> str:
@@ -192,4 +198,16 @@ def conditions(item: BenchmarkConditions) -> list[str]:
     if "other_programs" in known:
         programs = [f"{other['name']} {other['cpu_percent']} %" for other in known["other_programs"]]
         said.append("also running: " + (", ".join(programs) or "nothing above 5 % of a core"))
-    return said
+    if known.get("temperature_c_before") and known.get("temperature_c_after"):
+        said.append(f"temperature {known['temperature_c_before']:.0f} → {known['temperature_c_after']:.0f} °C")
+    said += [known[name] for name in ("partial", "busy", "hardware") if known.get(name)]
+    return [*said, *map(estimated, known.get("estimates", ())), *known.get("refused", ())]
+
+
+def estimated(estimate: Mapping[str, Any]) -> str:
+    """What an estimated latency rests on; `estimate` is the JSON of an `estimators.Estimate`."""
+    return (
+        f"estimated on the {estimate['unit'].upper()} ({estimate['precision']}): "
+        f"{milliseconds(estimate['latency_ms'])}, 80 % interval {interval(estimate['interval80_ms'], unit=' ms')}; "
+        f"fitted to {estimate['rows']} measured models, median error {metric(estimate['error'])} on one left out"
+    )

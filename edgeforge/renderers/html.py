@@ -36,7 +36,16 @@ class Html(Renderer):
         }
         page.filters |= {
             name: getattr(_text, name)
-            for name in ("change_interval", "duration", "quantity", "words", "speed", "speed_interval", "format_of")
+            for name in (
+                "change_interval",
+                "duration",
+                "quantity",
+                "words",
+                "speed",
+                "speed_interval",
+                "format_of",
+                "decibels",
+            )
         }
         page.filters |= {"significant": _significant, "conditions": _text.conditions, "facts": flat}
         text: str = page.get_template("report.html.j2").render(

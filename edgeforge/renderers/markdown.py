@@ -9,6 +9,8 @@ from typing import ClassVar, Literal
 from edgeforge.core.report import ArtifactRow, LatencyComparison, Report
 from edgeforge.renderers import Renderer, _text
 
+WORST_LAYERS = 5
+
 _STATUS = {"shipped": "✓ shipped", "quarantined": "✗ quarantined", "absent": "- absent"}
 _PASSED = {True: "✓", False: "✗", None: "not evaluable here"}
 
@@ -33,6 +35,7 @@ class Markdown(Renderer):
             _budgets(report),
             _per_class(report),
             _verification(report),
+            _layers(report),
             _measurements(report),
             _conditions(report),
             _bullets("Warnings", report.warnings),
@@ -180,6 +183,17 @@ def _verification(report: Report) -> list[str]:
         "sha256",
     ]
     return ["## Verification", "", *table(head, rows, right=(3, 4, 5, 6))] if rows else []
+
+
+def _layers(report: Report) -> list[str]:
+    rows = [
+        [escape(row.name), escape(layer.name), _text.decibels(layer.weight_db), _text.decibels(layer.output_db)]
+        for row in report.artifacts
+        for layer in row.layers[:WORST_LAYERS]
+    ]
+    head = ["file", "layer", "weight", "output"]
+    note = "Signal over quantization noise in dB: 6 dB less is twice the error. All layers are in report.json."
+    return ["## Layers that lost most", "", *table(head, rows, right=(2, 3)), "", note] if rows else []
 
 
 def _measurements(report: Report) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,12 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from edgeforge.core.artifact import Artifact
-from edgeforge.core.errors import IncompatiblePlanError
-from edgeforge.core.measurement import Measurement, bootstrap_median
-from edgeforge.core.report import LatencyComparison, MeasurementRow, Verdict
+from edgeforge.core.errors import DeviceProblem, IncompatiblePlanError
+from edgeforge.core.measurement import Measurement, bootstrap_median, percentile
+from edgeforge.core.report import LatencyComparison, MeasurementRow, Verdict, finite
 from edgeforge.core.stage import Job, Stage
 from edgeforge.core.task import Interface, model_inputs
-from edgeforge.device import profile
+from edgeforge.device import own_folder, profile
 from edgeforge.environment import fingerprint
 from edgeforge.links import Link, Start, Subject, Timings, Workload, link_of
 from edgeforge.runtimes import runtime_for
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
 
 REAL_INPUTS = 16
 """How many test samples the timed calls go through in turn."""
+MOVED = 0.05
+"""A latency that moved by less, while a file ran without a pause, is called steady."""
+RESAMPLES = 2000
+FEWEST_ROUNDS = 10
+"""Of a device that was lost after fewer, nothing is said: the interval of one round would be a point."""
 
 
 class Benchmark(Stage):
@@ -47,6 +54,12 @@ class Benchmark(Stage):
     )
     starts: int = Field(default=3, ge=1, description="Fresh processes for load time, first inference and peak memory.")
     warmup: int = Field(default=5, ge=0, description="Rounds run and thrown away before the first sample.")
+    sustained_s: float = Field(
+        default=0, ge=0, description="Seconds the file then runs without a pause, to show a device that throttles."
+    )
+    accuracy_samples: int = Field(
+        default=0, ge=0, description="Test samples the device itself answers, so that its accuracy is known; 0: none."
+    )
 
     accepts: ClassVar[frozenset[str]] = frozenset({"onnx", "openvino", "coreml", "gguf"})
     makes: ClassVar[str] = "measurements"
@@ -54,25 +67,39 @@ class Benchmark(Stage):
     needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
     uses: ClassVar[tuple[str, ...]] = (
         "edgeforge.links",
+        "edgeforge.links._answers",
+        "edgeforge.links._conditions",
+        "edgeforge.links._local_worker",
+        "edgeforge.links._programs",
+        "edgeforge.links._remote",
+        "edgeforge.links._runner",
         "edgeforge.links._worker",
+        "edgeforge.links.adb",
         "edgeforge.links.local",
+        "edgeforge.links.ssh",
         "edgeforge.openvino_graph",
         "edgeforge.runtimes.onnxruntime",
         "edgeforge.runtimes.openvino",
     )
 
     def identity(self) -> dict[str, Any]:
-        """The spec and the host: timings of another machine are never taken for this one's."""
-        return {**super().identity(), "host": fingerprint()}
+        """The spec, the host and the way to the device: timings of another machine are never taken for this one's."""
+        return {**super().identity(), "host": fingerprint(), "connection": dict(profile(self.device).connection)}
 
     def check(self) -> None:
-        if profile(self.device).link is None:
+        device = profile(self.device)
+        if device.link is None:
+            ways = " or ".join(f"`link: {link}`" for link in device.reachable_by)
             raise IncompatiblePlanError(
-                f"{self.device} cannot be reached from here", remedy="see `edgeforge devices` for those that can"
+                f"{self.device} cannot be reached from here",
+                remedy=f"write {ways} in {own_folder() / self.device}.yaml (docs/devices.md)"
+                if ways
+                else "see `edgeforge devices` for those that can",
             )
 
     def run(self, inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any]:
-        link = link_of(str(profile(self.device).link))
+        device = profile(self.device)
+        link = link_of(str(device.link), device.connection)
         facts: dict[str, Any] = {"device": self.device, "threads": self.threads, "measurements": []}
         runtime = runtime_for(inputs["model"].format)
         reason = "nothing here runs this format" if runtime is None else link.unavailable(runtime.kind)
@@ -102,16 +129,39 @@ class Benchmark(Stage):
                 warmup=self.warmup,
                 min_sample_ms=self.min_sample_ms,
                 seed=job.seed,
+                sustained={"model": self.sustained_s} if self.sustained_s else {},
             )
-            timings = link.measure(workload, job.progress)
-        return self._facts(workload, timings, link)
+            facts = self._facts(workload, link.measure(workload, job.progress), link)
+            if self.accuracy_samples:
+                facts["on_device"] = self._answered(subjects["model"], job, link, folder / "shard.npz")
+        return facts
+
+    def _answered(self, subject: Subject, job: Job, link: Link, inputs: Path) -> dict[str, Any]:
+        """Metrics of the device's own answers to the first test samples, beside this machine's to the same."""
+        import torch
+
+        data = job.data
+        batch = data.batch("test", range(min(self.accuracy_samples, data.size("test"))))
+        _save(inputs, model_inputs(batch))
+        found: dict[str, Any] = {"samples": len(batch["labels"]), "metrics": None, "reason": None}
+        try:
+            logits = link.outputs(subject, inputs, job.progress)
+        except DeviceProblem as problem:  # the timings are there already, and are kept
+            return {**found, "reason": problem.what}
+        host = link_of("local")
+        found["metrics"] = finite(job.task.metrics(torch.from_numpy(logits), batch["labels"]))
+        if host.unavailable(subject.runtime) is None:
+            here = host.outputs(subject, inputs, job.progress)
+            found["agreement_with_host"] = float((logits.argmax(-1) == here.argmax(-1)).mean())
+            found["max_abs_difference_from_host"] = float(abs(logits - here).max())
+        return found
 
     def _facts(self, workload: Workload, timings: Timings, link: Link) -> dict[str, Any]:
         rows = {
             name: [row.model_dump(mode="json") for row in self._rows(name, subject, timings, link)]
             for name, subject in workload.subjects.items()
         }
-        facts = {
+        facts: dict[str, Any] = {
             "measurements": rows["model"],
             "baseline": rows.get("baseline", []),
             "floor": rows.get("floor", []),
@@ -120,6 +170,8 @@ class Benchmark(Stage):
             "conditions": {**timings.conditions, "waiting_share": timings.waiting_share},
             "latency": None,
         }
+        if timings.sustained.get("model"):
+            facts["sustained"] = throttling(timings.sustained["model"])
         if "baseline" in timings.latency_ms:
             facts["latency"] = compare(
                 timings.latency_ms["baseline"],
@@ -148,11 +200,39 @@ class Benchmark(Stage):
         ]
 
 
+def throttling(series: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """How latency (ms) moved while a file ran without a pause: the last quarter's median over the first's.
+
+    `series`: (seconds, latency) in order. `ci95` is a bootstrap interval of that ratio. Neighbouring samples resemble
+    each other, which makes it too narrow, so the verdict asks for `MOVED` beyond it. Plain JSON.
+    """
+    quarter = max(1, len(series) // 4)
+    first = [latency for _, latency in series[:quarter]]
+    last = [latency for _, latency in series[-quarter:]]
+    rng = random.Random(0)
+    ratios = [
+        statistics.median(rng.choices(last, k=quarter)) / statistics.median(rng.choices(first, k=quarter))
+        for _ in range(RESAMPLES)
+    ]
+    low, high = percentile(ratios, 2.5), percentile(ratios, 97.5)
+    return {
+        "seconds": series[-1][0],
+        "first_quarter_ms": statistics.median(first),
+        "last_quarter_ms": statistics.median(last),
+        "ratio": statistics.median(last) / statistics.median(first),
+        "ci95": [low, high],
+        "verdict": "slows down" if low > 1 + MOVED else "speeds up" if high < 1 / (1 + MOVED) else "steady",
+        "series": [[round(at_s, 3), float(f"{latency:.6g}")] for at_s, latency in series],
+    }
+
+
 def compare(baseline: Sequence[float], target: Sequence[float], *, on: tuple[str, str, Link]) -> LatencyComparison:
     """Median of the rounds' ratios baseline / target, with its bootstrap 95 % interval; `on`: device, runtime, link."""
     ratios = [before / after for before, after in zip(baseline, target, strict=True)]
     low, high = bootstrap_median(ratios)
-    verdict: Verdict = "faster" if low > 1 else "slower" if high < 1 else "no difference shown"
+    verdict: Verdict = "no difference shown"
+    if len(ratios) >= FEWEST_ROUNDS:
+        verdict = "faster" if low > 1 else "slower" if high < 1 else verdict
     device, runtime, link = on
     row = Measurement(metric="ratio", device=device, runtime=runtime, origin=link.origin, samples=tuple(ratios))
     return LatencyComparison(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
-from edgeforge.links import _worker
+from edgeforge.links import _runner, _worker
+from edgeforge.links._answers import Answers
+from edgeforge.links._programs import NativeRunner, PythonWorker
 
 
 class Sleeper:
@@ -120,3 +125,78 @@ print((time.perf_counter_ns() - wall) / 1e6, (clock.now_ns() - net) / 1e6, clock
     assert wall > 1.3 * 400, "the rivals took their share"
     assert net == pytest.approx(400, rel=0.1)
     assert waiting == pytest.approx(1 - net / wall, abs=0.1)
+
+
+def test_the_file_alone_serves_a_device_without_edgeforge(tmp_path, workload, dense) -> None:
+    device = tmp_path / "device"
+    device.mkdir()
+    shutil.copy(_worker.__file__, device / "worker.py")
+    (device / "edgeforge.py").write_text("raise SystemExit('a device has no edgeforge')")
+    dense(tmp_path / "model", 16)
+    job = {
+        **workload(tmp_path, {"model": tmp_path / "model"}).model_dump(mode="json"),
+        "what": "race",
+        "cores": [],
+        "sustained": {"model": 0.2},
+    }
+    done = subprocess.run(
+        [sys.executable, "worker.py"], cwd=device, input=json.dumps(job), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    answers = Answers.of(done.stdout)
+    assert len(answers.rounds) == 30 and answers.end is not None
+    assert answers.sustained["model"] and answers.processor_s > 0
+    assert str(answers.runtime).startswith("ONNX Runtime 1.")
+
+
+def test_a_damaged_file_is_an_answer_and_no_crash(tmp_path, workload) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.onnx").write_bytes(b"not a model")
+    plain = workload(tmp_path, {"model": tmp_path / "model"}).model_dump(mode="json")
+    job = {**plain, "what": "start", "cores": []}
+    command = [sys.executable, _worker.__file__]
+    done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=True)
+    assert "cannot open it" in str(Answers.of(done.stdout).error)
+
+
+def test_a_worker_that_nobody_hears_says_so_in_its_exit_code(tmp_path, workload, dense) -> None:
+    """The shell that started it on a device then clears up (see `_remote`)."""
+    endless = workload(tmp_path, {"model": dense(tmp_path / "model", 16)}, samples=10_000_000)
+    job = {**endless.model_dump(mode="json"), "what": "race", "cores": []}
+    process = subprocess.Popen([sys.executable, _worker.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(json.dumps(job).encode())
+    process.stdin.close()
+    while b"round" not in process.stdout.readline():
+        pass
+    process.stdout.close()
+    assert process.wait(timeout=30) == 141
+
+
+def test_lines_that_are_cut_off_or_printed_by_libraries_are_left_out() -> None:
+    said = 'WARNING: linker\n{"round": {"model": 1.5}}\n[1, 2]\n{"round": {"model": 2.5}}\n{"round": {"mo'
+    answers = Answers.of(said)
+    assert [one["model"] for one in answers.rounds] == [1.5, 2.5]
+    assert not answers.finished
+
+
+def test_both_runners_take_the_same_job(tmp_path, workload, dense, native_runner) -> None:
+    """The programs' own samples of one model, in C and in Python; the rest of the protocol is in test_adb."""
+    (tmp_path / "scratch").mkdir()
+    job = workload(tmp_path, {"model": dense(tmp_path / "model", 700)}, min_sample_ms=5.0)
+    medians = {}
+    for program in (PythonWorker(sys.executable), NativeRunner(_runner.MACHINES[native_runner])):
+        folder = tmp_path / type(program).__name__
+        for name, path in program.files(job.inputs, tmp_path / "scratch").items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / name)
+        shutil.copytree(tmp_path / "model", folder / "subjects" / "model")
+        (folder / "race.job").write_text(program.job("race", job, ["model"]))
+        command = ["sh", "-c", program.command("race", "race.job")]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        answers = Answers.of(done.stdout)
+        assert len(answers.rounds) == 30 and answers.end is not None
+        assert answers.end["calls_per_sample"]["model"] > 5
+        medians[type(program).__name__] = np.median([one["model"] for one in answers.rounds])
+    # 700 x 700 products take 30 us or more, what Python adds to a call is below 10 us, and machines are shared.
+    assert 0.4 < medians["NativeRunner"] / medians["PythonWorker"] < 2.5

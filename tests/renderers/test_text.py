@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgeforge.core.report import BudgetRow, LatencyComparison
+from edgeforge.core.report import BenchmarkConditions, BudgetRow, LatencyComparison
 from edgeforge.renderers import _text
 
 
@@ -94,3 +94,23 @@ def test_quantities_carry_their_unit() -> None:
     assert [_text.quantity(name) for name in ("latency_ms", "peak_rss_mb", "first_inference_ms", "tokens")] == [
         "latency, ms", "peak RSS, MB", "first inference, ms", "tokens",
     ]  # fmt: skip
+
+
+def test_a_device_that_was_busy_hot_lost_or_never_tried_says_so() -> None:
+    said = _text.conditions(
+        BenchmarkConditions.model_validate(
+            {
+                "device": "phone",
+                "temperature_c_before": 38.4,
+                "temperature_c_after": 61.0,
+                "partial": "6 of 40 rounds were measured: the device was lost",
+                "busy": None,
+                "hardware": "no one has run this",
+            }
+        )
+    )
+    assert said == [
+        "temperature 38 → 61 °C",
+        "6 of 40 rounds were measured: the device was lost",
+        "no one has run this",
+    ]

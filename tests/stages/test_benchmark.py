@@ -10,7 +10,7 @@ import pytest
 
 from edgeforge import environment
 from edgeforge.core.artifact import Artifact
-from edgeforge.core.errors import IncompatiblePlanError
+from edgeforge.core.errors import DeviceProblem, IncompatiblePlanError
 from edgeforge.core.report import MeasurementRow
 from edgeforge.core.spec import digest_of
 from edgeforge.core.stage import Job
@@ -86,7 +86,7 @@ def artifact(folder: Path, format: str = "onnx") -> Artifact:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: FakeLink, **inputs: Artifact) -> dict[str, Any]:
     seen.clear()
     arrays.clear()
-    monkeypatch.setattr(benchmark, "link_of", lambda kind: link)
+    monkeypatch.setattr(benchmark, "link_of", lambda kind, connection: link)
     task: Any = SimpleNamespace(open=lambda model: Data())
     job = Job(task, tmp_path, 7, lambda: None, Progress())  # type: ignore[arg-type, return-value]
     facts = dict(Benchmark(device="host_cpu").run(inputs, job))
@@ -132,6 +132,7 @@ def test_what_cannot_run_here_has_a_reason_and_no_numbers(tmp_path, monkeypatch)
     facts = run(tmp_path, monkeypatch, FakeLink(refuses="needs a Mac"), model=artifact(tmp_path, "coreml"))
     assert facts["measurements"] == []
     assert facts["reason"] == "needs a Mac"
+    monkeypatch.setattr(benchmark, "runtime_for", lambda format: None)
     facts = run(tmp_path, monkeypatch, FakeLink(), model=artifact(tmp_path, "gguf"))
     assert facts["measurements"] == []
     assert facts["reason"] == "nothing here runs this format"
@@ -147,6 +148,12 @@ def test_the_verdict_needs_the_interval_to_exclude_one() -> None:
     assert same.ci95[0] < 1 < same.ci95[1]
     assert compare(tuple(1.5 * noise), tuple(rng.permutation(noise)), on=on).verdict == "faster"
     assert compare(tuple(noise), tuple(1.5 * rng.permutation(noise)), on=on).verdict == "slower"
+
+
+def test_a_few_rounds_of_a_lost_device_show_no_difference() -> None:
+    found = compare((4.0,), (1.0,), on=("phone", "onnxruntime", Local()))
+    assert (found.ratio, found.verdict) == (4.0, "no difference shown")
+    assert compare((4.0,) * 10, (1.0,) * 10, on=("phone", "onnxruntime", Local())).verdict == "faster"
 
 
 def test_the_interval_agrees_with_scipys_bootstrap() -> None:
@@ -186,3 +193,69 @@ def test_the_empty_graph_returns_its_input(tmp_path) -> None:
     assert runtime is not None
     image = np.random.default_rng(0).random((1, 1, 4, 4), np.float32)
     assert np.array_equal(runtime.open(folder, threads=1).run({"pixel_values": image}), image)
+
+
+def test_a_device_that_throttles_is_seen() -> None:
+    rng = np.random.default_rng(3)
+    times = np.linspace(0, 60, 200)
+    noise = rng.lognormal(0, 0.03, 200)
+    hot = benchmark.throttling([(t, 2.0 * (1 + 0.5 * (t > 20)) * n) for t, n in zip(times, noise, strict=True)])
+    assert hot["verdict"] == "slows down"
+    assert hot["ratio"] == pytest.approx(1.5, rel=0.02)
+    assert hot["first_quarter_ms"] == pytest.approx(2, rel=0.02)
+    assert hot["ci95"][0] < 1.5 < hot["ci95"][1]
+    assert len(hot["series"]) == 200 and hot["seconds"] == 60
+    json.dumps(hot, allow_nan=False)
+    cool = benchmark.throttling([(t, 2.0 * n) for t, n in zip(times, noise, strict=True)])
+    assert cool["verdict"] == "steady"
+    assert benchmark.throttling([(0.0, 2.0)])["verdict"] == "steady"
+
+
+class Answering(FakeLink):
+    """A device whose answers are wrong for every fourth sample, or that is lost."""
+
+    lost: bool = False
+
+    def outputs(self, subject: Any, inputs: Path, progress: Any) -> np.ndarray:
+        if self.lost:
+            raise DeviceProblem("the device was lost", where="phone")
+        images = np.load(inputs)["pixel_values"]
+        right = np.eye(2, dtype=np.float32)[images[:, 0, 0, 0].astype(int) % 2]
+        right[::4] = right[::4, ::-1]
+        return right
+
+
+@pytest.fixture
+def scored(tmp_path, monkeypatch):
+    """Facts of a benchmark that also asks a device for answers; a sample's label is its number's parity."""
+    torch = pytest.importorskip("torch")
+
+    def make(link: FakeLink, samples: int) -> dict[str, Any]:
+        class Labelled(Data):
+            def batch(self, split: str, indices: Any) -> dict[str, Any]:
+                return {**super().batch(split, indices), "labels": torch.tensor([index % 2 for index in indices])}
+
+        def metrics(logits: Any, labels: Any) -> dict[str, float]:
+            return {"accuracy": float((logits.argmax(-1) == labels).float().mean())}
+
+        monkeypatch.setattr(benchmark, "link_of", lambda kind, connection=None: link)
+        task: Any = SimpleNamespace(open=lambda model: Labelled(), metrics=metrics)
+        job = Job(task, tmp_path, 7, lambda: None, Progress())  # type: ignore[arg-type, return-value]
+        inputs = {"model": artifact(tmp_path / "a")}
+        return dict(Benchmark(device="host_cpu", accuracy_samples=samples).run(inputs, job))
+
+    return make
+
+
+def test_the_devices_own_accuracy_is_scored_here(scored) -> None:
+    found = scored(Answering(), 12)["on_device"]
+    assert found["samples"] == 12
+    assert found["metrics"] == {"accuracy": 0.75}
+    assert found["agreement_with_host"] == 1.0
+    assert scored(Answering(), 1000)["on_device"]["samples"] == 20, "no more than there are"
+
+
+def test_timings_are_kept_where_the_device_is_lost_afterwards(scored) -> None:
+    facts = scored(Answering(lost=True), 12)
+    assert facts["measurements"]
+    assert facts["on_device"] == {"samples": 12, "metrics": None, "reason": "the device was lost"}

@@ -1,0 +1,222 @@
+"""A laptop, a board or a GPU box over SSH, by the OpenSSH client of this machine."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from edgeforge.core.errors import DeviceProblem
+from edgeforge.core.stage import Progress
+from edgeforge.links import Link, Subject, Timings, Workload, _remote, _runner
+from edgeforge.links._programs import NativeRunner, Program, PythonWorker
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SSH_FAILED = 255
+OPTIONS = {
+    "BatchMode": "yes",  # a password prompt would wait for ever
+    "ConnectTimeout": "10",
+    "ServerAliveInterval": "5",
+    "ServerAliveCountMax": "4",
+    "LogLevel": "ERROR",
+}
+
+# (what ssh says, what that means, what to do); {host} is replaced.
+_REFUSALS = (
+    (
+        "REMOTE HOST IDENTIFICATION HAS CHANGED|host key .* has changed",
+        "its SSH host key is not the one that was known",
+        "if it was installed anew: ssh-keygen -R {host}, then connect once by hand; if not, find out who answers there",
+    ),
+    (
+        "Host key verification failed|No .* host key is known",
+        "its SSH host key is not known yet",
+        "connect once by hand and compare the fingerprint: ssh {host}",
+    ),
+    ("Permission denied", "it does not accept this machine's SSH keys", "ssh-copy-id {host}"),
+    ("Could not resolve|Name or service not known", "no device has that name", "check the host, or use its address"),
+    (
+        "Connection refused",
+        "it is there but no SSH server answers",
+        "start one there (Raspberry Pi: raspi-config, interface options, SSH)",
+    ),
+    (
+        "timed out|No route to host|unreachable",
+        "it does not answer",
+        "check that it is switched on and in the same network",
+    ),
+    ("Bad configuration|Can't open user config|no such identity", "ssh cannot be set up: {line}", "check `config`"),
+)
+
+
+class Ssh(Link):
+    """Runs a self-contained worker on another computer with a POSIX shell (Linux, macOS), and brings the samples back.
+
+    Everything else about the way there (port, key, jump host) is said in ssh's own configuration, where `host` may be
+    an alias. Nothing is asked for: keys are set up, and the host key is known, before the first measurement.
+    """
+
+    kind: Literal["ssh"] = "ssh"
+    host: str | None = Field(default=None, description="`user@address`, or an alias of the SSH configuration.")
+    config: Path | None = Field(default=None, description="An SSH configuration file; absent: ssh's own.")
+    runner: Literal["python", "native"] = Field(
+        default="python",
+        description="`python` needs Python and onnxruntime there; `native` brings its own ONNX Runtime (Linux).",
+    )
+    python: str = Field(
+        default="python3", description="The command that starts Python there, as shell text: ~/venv/bin/python."
+    )
+
+    def unavailable(self, runtime: str) -> str | None:
+        return None if runtime == _remote.RUNTIME else f"over ssh, ONNX files are measured; {runtime} is not"
+
+    def measure(self, workload: Workload, progress: Progress) -> Timings:
+        shell = self._shell()
+        return _remote.measure(shell, self._program(shell), workload, progress)
+
+    def outputs(self, subject: Subject, inputs: Path, progress: Progress) -> np.ndarray:
+        shell = self._shell()
+        return _remote.outputs(shell, self._program(shell), subject, inputs, progress)
+
+    def _shell(self) -> _Ssh:
+        if self.host is None:
+            raise DeviceProblem(
+                "nobody has said where this device is",
+                where="ssh",
+                remedy="write `connection: {host: user@address}` in a device file of your own (docs/devices.md)",
+            )
+        if self.host.startswith("-") or not self.host.strip():
+            raise DeviceProblem("this is no host name", where=f"ssh {self.host}", remedy="write user@address")
+        program = shutil.which("ssh")
+        if program is None:
+            raise DeviceProblem("the command `ssh` is not installed", where="ssh", remedy="install OpenSSH")
+        return _Ssh(program, self.host, self.config)
+
+    def _program(self, shell: _Ssh) -> Program:
+        """What measures there."""
+        if self.runner == "python":
+            self._check_python(shell)
+            return PythonWorker(self.python)
+        name = _remote.run(shell, "uname -m", "asking for its processor").strip()
+        if name not in _runner.MACHINES:
+            raise DeviceProblem(
+                f"the native runner does not exist for its processor ({name})",
+                where=shell.where,
+                remedy=f"it exists for {', '.join(_runner.MACHINES)}",
+            )
+        return NativeRunner(_runner.MACHINES[name])
+
+    def _check_python(self, shell: _Ssh) -> None:
+        """Raises DeviceProblem where there is no Python, or no ONNX Runtime for it (which is not imported here)."""
+        code = "import importlib.util as u; print(u.find_spec('onnxruntime') is not None)"
+        command = f"{self.python} -c {shlex.quote(code)} || echo absent"
+        answer = _remote.run(shell, command, "asking for its Python").split()
+        if answer != ["True"]:
+            native = "say `runner: native` in `connection`"
+            missing, remedy = (
+                (f"`{self.python}` has no onnxruntime there", f"there: {self.python} -m pip install onnxruntime; or")
+                if answer == ["False"]
+                else (f"`{self.python}` does not start there", "say which (python: ~/venv/bin/python), or")
+            )
+            raise DeviceProblem(missing, where=shell.where, remedy=f"{remedy} {native}")
+
+
+class _Ssh:
+    """See _remote.Shell."""
+
+    temporary = "${TMPDIR:-/tmp}"
+
+    def __init__(self, program: str, host: str, config: Path | None) -> None:
+        self.where = host
+        chosen = ["-F", str(config.expanduser())] if config else []
+        options = [part for name, value in OPTIONS.items() for part in ("-o", f"{name}={value}")]
+        self._command = [program, "-T", *chosen, *options, host]
+
+    def start(self, command: str) -> subprocess.Popen[str]:
+        return self._begin(command, stdin=subprocess.DEVNULL)
+
+    def push(self, files: Mapping[str, Path], folder: str) -> None:
+        """As one tar archive, written into the connection while it is made."""
+        process = subprocess.Popen(
+            [*self._command, _in_sh(f"tar -xf - -C {folder}")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdin is not None and process.stderr is not None
+        try:
+            with suppress(BrokenPipeError):  # what went wrong there stands on stderr
+                _archive(files, process.stdin)
+                process.stdin.close()
+            noise = process.stderr.read().decode(errors="replace")
+            code = process.wait()
+        finally:
+            _remote.end(process)
+        if code != 0:
+            raise self.problem(code, noise, "copying files to it")
+
+    def pull(self, path: str, target: Path) -> None:
+        with target.open("wb") as stream:
+            done = subprocess.run(
+                [*self._command, _in_sh(f"cat {path}")],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.PIPE,
+                check=False,
+            )
+        if done.returncode != 0:
+            raise self.problem(done.returncode, done.stderr.decode(errors="replace"), "bringing files from it")
+
+    def problem(self, code: int, noise: str, doing: str) -> DeviceProblem:
+        line = _last_line(noise)
+        if "No space left on device" in noise or "Disk quota exceeded" in noise:
+            return DeviceProblem(f"no space is left on it while {doing}", where=self.where, remedy="free some there")
+        if code == SSH_FAILED:
+            for pattern, meaning, remedy in _REFUSALS:
+                if re.search(pattern, noise, re.IGNORECASE):
+                    return DeviceProblem(
+                        meaning.format(line=line), where=self.where, remedy=remedy.format(host=self.where)
+                    )
+            return DeviceProblem(
+                f"the connection was lost while {doing}" + (f": {line}" if line else ""),
+                where=self.where,
+                remedy="check the network and its power, and try again",
+            )
+        return DeviceProblem(f"{doing} ended with exit code {code}: {line or 'no message'}", where=self.where)
+
+    def _begin(self, command: str, *, stdin: int) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*self._command, _in_sh(command)],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+
+
+def _archive(files: Mapping[str, Path], stream: IO[bytes]) -> None:
+    with tarfile.open(fileobj=stream, mode="w|", dereference=True) as archive:
+        for name, path in files.items():
+            archive.add(path, arcname=name)
+
+
+def _in_sh(command: str) -> str:
+    """The user's shell there may be one that reads other commands."""
+    return f"exec sh -c {shlex.quote(command)}"
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""

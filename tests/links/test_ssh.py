@@ -1,0 +1,293 @@
+"""The genuine OpenSSH client against a genuine server on 127.0.0.1, with keys that are thrown away."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from edgeforge.core.errors import ConfigurationError, DeviceProblem
+from edgeforge.links import Subject, Workload, _remote, link_of
+
+pytest.importorskip("onnx")
+
+SERVER = """\
+Port {port}
+ListenAddress 127.0.0.1
+HostKey {folder}/host_key
+AuthorizedKeysFile {folder}/user_key.pub
+PidFile none
+StrictModes no
+UsePAM no
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+PermitRootLogin prohibit-password
+SetEnv TMPDIR={folder}/tmp
+"""
+CLIENT = """\
+Host board
+  HostName 127.0.0.1
+  Port {port}
+  User {user}
+  IdentityFile {folder}/user_key
+  IdentitiesOnly yes
+  UserKnownHostsFile {folder}/known_hosts
+  GlobalKnownHostsFile none
+"""
+
+
+class Board:
+    """A server that runs; `config` is the client's configuration, in which it is called `board`."""
+
+    def __init__(self, folder: Path, sshd: str, keygen: str) -> None:
+        self.folder, self.config, self._keygen = folder, folder / "config", keygen
+        (folder / "tmp").mkdir()
+        for name in ("host_key", "user_key"):
+            self.make_key(name)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        places = {"port": self.port, "folder": folder, "user": getpass.getuser()}
+        (folder / "sshd_config").write_text(SERVER.format(**places))
+        self.config.write_text(CLIENT.format(**places))
+        self.know(folder / "host_key.pub")
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(exist_ok=True)  # the server's own; the system's start script makes it elsewhere
+        command = [sshd, "-D", "-e", "-f", str(folder / "sshd_config")]
+        self.server = subprocess.Popen(command, stderr=(folder / "log").open("w"))
+        self._wait()
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            assert self.server.poll() is None, (self.folder / "log").read_text()
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                time.sleep(0.05)
+            else:
+                return
+        raise AssertionError("the server does not listen")
+
+    def make_key(self, name: str) -> Path:
+        path = self.folder / name
+        subprocess.run([self._keygen, "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
+        return path
+
+    def know(self, key: Path) -> None:
+        (self.folder / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {key.read_text()}")
+
+    def lose(self) -> None:
+        """End the server and every connection, as a device that is switched off does."""
+        sessions = psutil.Process(self.server.pid).children() if self.server.poll() is None else []
+        self.server.kill()
+        self.server.wait()
+        for session in sessions:
+            session.kill()
+
+    def left_behind(self) -> list[str]:
+        return [path.name for path in (self.folder / "tmp").iterdir()]
+
+    def link(self, **changes: Any) -> Any:
+        known = {"host": "board", "config": str(self.config), "python": shlex.quote(sys.executable)}
+        return link_of("ssh", {**known, **changes})
+
+
+class Said:
+    """Progress that keeps what it is told, and does something when a note says so."""
+
+    def __init__(self, until: str = "", then: Callable[[], None] = lambda: None, after: int = 0) -> None:
+        self.warnings: list[str] = []
+        self.until, self.then, self.after = until, then, after
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        if self.until and self.until in note and done >= self.after:
+            self.until = ""
+            self.then()
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+@pytest.fixture
+def board(needs: Callable[[str, str], str], tmp_path: Path) -> Iterator[Board]:
+    needs("ssh", "openssh-client")
+    started = Board(tmp_path, needs("sshd", "openssh-server"), needs("ssh-keygen", "openssh-client"))
+    yield started
+    started.lose()
+
+
+@pytest.fixture
+def two(tmp_path: Path, workload: Any, dense: Any) -> Callable[..., Workload]:
+    """A workload of a small and a large model."""
+
+    def make(**changes: Any) -> Workload:
+        subjects = {"model": dense(tmp_path / "small", 16), "baseline": dense(tmp_path / "large", 1500)}
+        return workload(tmp_path, subjects, **changes)
+
+    return make
+
+
+# -- what works
+
+
+@pytest.mark.slow
+def test_another_computer_is_measured_as_this_one_is(board, two) -> None:
+    said = Said()
+    timings = board.link().measure(two(sustained={"model": 0.5}), said)
+    assert {name: len(samples) for name, samples in timings.latency_ms.items()} == {"model": 30, "baseline": 30}
+    assert np.median(timings.latency_ms["baseline"]) > 3 * np.median(timings.latency_ms["model"])
+    (small,), (large,) = timings.starts["model"], timings.starts["baseline"]
+    assert small.peak_rss_mb + 4 * 1500**2 / 1e6 < large.peak_rss_mb
+    assert 0 < timings.sustained["model"][-1][0] < 0.5
+    import onnxruntime
+
+    assert timings.conditions["runtime_on_device"] == f"ONNX Runtime {onnxruntime.__version__}"
+    assert timings.conditions["load_average_before"] and "partial" not in timings.conditions
+    assert board.left_behind() == [] and said.warnings == []
+
+
+@pytest.mark.slow
+def test_a_computer_without_python_gets_the_native_runner(board, two, native_runner) -> None:
+    timings = board.link(runner="native", python="/nowhere").measure(two(), Said())
+    assert np.median(timings.latency_ms["baseline"]) > 3 * np.median(timings.latency_ms["model"])
+    assert timings.conditions["runtime_on_device"].startswith("ONNX Runtime 1.")
+    assert board.left_behind() == []
+
+
+def test_its_own_answers_are_those_of_the_file(board, dense, tmp_path) -> None:
+    subject = Subject(runtime="onnxruntime", folder=dense(tmp_path / "model", 64))
+    x = np.random.default_rng(0).standard_normal((70, 8)).astype(np.float32)
+    np.savez(tmp_path / "shard.npz", x=x)
+    answers = board.link().outputs(subject, tmp_path / "shard.npz", Said())
+    assert np.array_equal(answers, link_of("local").outputs(subject, tmp_path / "shard.npz", Said()))
+    assert answers.shape == (70, 2)
+    assert board.left_behind() == []
+
+
+# -- what goes wrong
+
+
+def test_a_host_key_that_changed(board, two) -> None:
+    board.know(board.make_key("another").with_suffix(".pub"))
+    with pytest.raises(DeviceProblem, match="host key is not the one that was known") as found:
+        board.link().measure(two(), Said())
+    assert "ssh-keygen -R board" in str(found.value)
+    assert board.left_behind() == []
+
+
+def test_a_host_key_that_nobody_has_seen(board, two) -> None:
+    (board.folder / "known_hosts").write_text("")
+    with pytest.raises(DeviceProblem, match="host key is not known yet"):
+        board.link().measure(two(), Said())
+
+
+def test_a_key_that_is_not_accepted(board, two) -> None:
+    (board.folder / "user_key.pub").write_text("")
+    with pytest.raises(DeviceProblem, match="does not accept") as found:
+        board.link().measure(two(), Said())
+    assert "ssh-copy-id board" in str(found.value)
+
+
+def test_a_computer_without_a_server(board, two) -> None:
+    board.lose()
+    with pytest.raises(DeviceProblem, match="no SSH server answers"):
+        board.link().measure(two(), Said())
+
+
+def test_no_such_python(board, two) -> None:
+    with pytest.raises(DeviceProblem, match="`/nowhere/python` does not start there") as found:
+        board.link(python="/nowhere/python").measure(two(), Said())
+    assert "runner: native" in str(found.value)
+
+
+def test_a_python_without_onnxruntime(board, two) -> None:
+    bare = board.folder / "bare"
+    bare.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -I -S "$@"\n')
+    bare.chmod(0o755)
+    with pytest.raises(DeviceProblem, match="has no onnxruntime there") as found:
+        board.link(python=str(bare)).measure(two(), Said())
+    assert "pip install onnxruntime" in str(found.value)
+
+
+def test_a_runtime_too_old_for_the_file(board, workload, dense, tmp_path) -> None:
+    future = dense(tmp_path / "future", 16, 99)
+    with pytest.raises(DeviceProblem, match=r"start of model failed: ONNX Runtime 1.* cannot open it") as found:
+        board.link().measure(workload(tmp_path, {"model": future}), Said())
+    assert "too old for this file" in str(found.value)
+    assert board.left_behind() == []
+
+
+def test_a_full_disk(board, two) -> None:
+    small = board.folder / "tmp"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(small)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("a small disk cannot be mounted here (not root)")
+    try:
+        with pytest.raises(DeviceProblem, match="no space is left on it"):
+            board.link().measure(two(), Said())
+        assert board.left_behind() == []
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.slow
+def test_a_connection_that_is_lost_halfway_leaves_its_whole_rounds(board, two, monkeypatch) -> None:
+    monkeypatch.setattr(_remote, "CLEANUP_PAUSES_S", (0.0,))
+
+    said = Said("timing", board.lose, after=1 + 5)
+    timings = board.link().measure(two(samples=3000, starts={"model": 1}), said)
+    rounds = {len(samples) for samples in timings.latency_ms.values()}
+    assert len(rounds) == 1 and 5 <= rounds.pop() < 3000
+    assert "of 3000 rounds were measured: the connection was lost" in timings.conditions["partial"]
+    assert any("may be left on the device" in text for text in said.warnings)
+    # Nobody tells the device; its worker finds that nobody reads, and its shell clears up.
+    deadline = time.monotonic() + 20
+    while board.left_behind() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert board.left_behind() == []
+
+
+def test_ctrl_c_leaves_nothing_behind(board, two) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        board.link().measure(two(starts={}), Said("timing", interrupt))
+    assert board.left_behind() == []
+
+
+# -- what the user said
+
+
+def test_a_device_without_an_address() -> None:
+    with pytest.raises(DeviceProblem, match="nobody has said where this device is"):
+        link_of("ssh")._shell()
+
+
+def test_a_host_that_is_an_option() -> None:
+    with pytest.raises(DeviceProblem, match="no host name"):
+        link_of("ssh", {"host": "-oProxyCommand=touch x"})._shell()
+
+
+def test_an_unknown_key_of_the_connection() -> None:
+    with pytest.raises(ConfigurationError, match=r"connection\.?.*unknown key 'hots'; perhaps you meant 'host'"):
+        link_of("ssh", {"hots": "board"})
+
+
+def test_names_that_no_one_knows_are_said() -> None:
+    shell = link_of("ssh", {"host": "pi@nowhere.invalid"})._shell()
+    noise = "ssh: Could not resolve hostname nowhere.invalid: Name or service not known\n"
+    assert shell.problem(255, noise, "trying").what == "no device has that name"
+    noise = "ssh: connect to host 192.0.2.1 port 22: Connection timed out\n"
+    assert shell.problem(255, noise, "trying").what == "it does not answer"
