@@ -24,6 +24,8 @@ def judge(budgets: Budgets, targets: Mapping[str, Target], rows: Mapping[str, Ar
         yield from _limit(budgets, name, "size_ratio", row.deltas.get("size_ratio"))
         for device in target.devices:
             latency = row.measurement("latency_ms", device)
+            if latency is not None and latency.origin == "estimated":
+                latency = None  # a limit is kept by what was measured
             ratio = next((item.ratio for item in row.latency if item.device == device), None)
             yield from _limit(budgets, name, "latency_ms", latency.median if latency else None, device=device)
             yield from _limit(budgets, name, "latency_ratio", ratio, device=device)

@@ -21,6 +21,7 @@ from edgeforge.core.stage import Stage
 from edgeforge.core.task import Task
 from edgeforge.criteria import Criterion
 from edgeforge.data import DataSource
+from edgeforge.estimators import Estimator
 from edgeforge.exporters import Exporter
 from edgeforge.fetchers import Fetcher
 from edgeforge.links import Link
@@ -49,6 +50,7 @@ _BASES: Mapping[str, type[Spec]] = {
     "exporters": Exporter,
     "runtimes": Runtime,
     "links": Link,
+    "estimators": Estimator,
     "renderers": Renderer,
     "fetchers": Fetcher,
 }

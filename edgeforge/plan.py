@@ -13,6 +13,7 @@ from edgeforge.core.kinds import discover
 from edgeforge.core.spec import Spec, digest_of, nested_specs, perhaps, source_digest
 from edgeforge.core.stage import Stage
 from edgeforge.device import DeviceProfile, Layout, profile
+from edgeforge.estimators import estimator_for
 from edgeforge.exporters import Exporter
 from edgeforge.models import Model
 from edgeforge.pipeline import Pipeline, Target
@@ -20,9 +21,11 @@ from edgeforge.quantizers import Quantizer
 from edgeforge.stages.benchmark import Benchmark
 from edgeforge.stages.cache import Cache
 from edgeforge.stages.distill import Distill
+from edgeforge.stages.estimate import Estimate
 from edgeforge.stages.evaluate import Evaluate
 from edgeforge.stages.export import Export
 from edgeforge.stages.finetune import Finetune
+from edgeforge.stages.importance import Importance
 from edgeforge.stages.initialize import Initialize
 from edgeforge.stages.prune import Prune
 from edgeforge.stages.quantize import Quantize
@@ -220,9 +223,9 @@ class _Builder:
         devices = [profile(name, where=f"{where}.devices") for name in target.devices]
         for device in devices:
             if device.link is None:
-                self.plan.warnings.append(
-                    f"{target.name}: {device.name} cannot be reached yet; its rows will be absent"
-                )
+                known = estimator_for(device.name) is not None
+                why = "its latency is estimated, not measured" if known else "its rows will be absent"
+                self.plan.warnings.append(f"{target.name}: {device.name} cannot be reached yet; {why}")
         if target.quantize is not None:
             target.quantize.check(target.export.kind)
             if advice := target.quantize.advice(target.export.kind, self.pipeline.task.reads):
@@ -252,6 +255,8 @@ class _Builder:
                 against = {} if row == "baseline" else {"baseline": self._baseline_file()}
                 benchmark = Benchmark(kind="benchmark", device=device)
                 self.add(f"{row}.benchmark.{device}", benchmark, {"model": file, **against}, row)
+            elif estimator_for(device) is not None:
+                self.add(f"{row}.estimate.{device}", Estimate(kind="estimate", device=device), {"model": file}, row)
 
     def _baseline_file(self) -> str:
         return "baseline.export"
@@ -266,8 +271,6 @@ class _Builder:
         tokens = quantizer.calibration_tokens()
         if not tokens:
             return {}
-        from edgeforge.stages.importance import Importance  # TODO lead: to the top when it is there
-
         stage = Importance(kind="importance", tokens=tokens)
         return {"importance": self._once(f"{model}.importance", stage, {"model": model})}
 

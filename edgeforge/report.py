@@ -162,6 +162,9 @@ def _artifact_row(plan: Plan, results: Results, row: str, baseline: ArtifactRow 
         parity=Parity.model_validate(verified.get("parity") or {}),
         checks=verified.get("checks") or (),
         fidelity=verified.get("fidelity"),
+        layers=verified.get("layers") or (),
+        golden=_golden(row, verified) if status == "shipped" else None,
+        files=dict(artifact.files) if artifact else {},
         warnings=tuple(text for name in _names(plan, row) for text in _warnings(results, name)),
         **_benchmarks(plan, results, row),
     )
@@ -170,6 +173,16 @@ def _artifact_row(plan: Plan, results: Results, row: str, baseline: ArtifactRow 
     headline = next(iter(baseline.metrics), None)
     compared = _compared(_evaluation(plan, results, row), _evaluation(plan, results, BASELINE), headline)
     return found.model_copy(update={"deltas": deltas(found, baseline), "comparison": compared})
+
+
+def _golden(row: str, verified: Mapping[str, Any]) -> dict[str, Any] | None:
+    found = verified.get("golden")
+    return {"path": golden_path(row), **found} if found else None
+
+
+def golden_path(row: str) -> str:
+    """Where a row's recorded answers are in the run's folder."""
+    return f"golden/{row}.npz"
 
 
 def _weighed(artifact: Artifact, folder: str) -> dict[str, Any]:
@@ -224,7 +237,7 @@ def _benchmarks(plan: Plan, results: Results, row: str) -> dict[str, Any]:
     measurements: list[MeasurementRow] = []
     latency: list[LatencyComparison] = []
     conditions: list[BenchmarkConditions] = []
-    for step in _steps(plan, row, "benchmark"):
+    for step in (*_steps(plan, row, "benchmark"), *_steps(plan, row, "estimate")):
         facts = _facts(results, step.name)
         measurements += [MeasurementRow.model_validate(item) for item in facts.get("measurements", ())]
         if facts.get("latency"):

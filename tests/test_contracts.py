@@ -66,6 +66,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "models.config": {"architecture": "resnet"},
     "models.pretrained": {"path": "folder"},
     "stages.benchmark": {"device": "host_cpu"},
+    "stages.estimate": {"device": "galaxy_s24"},
     "stages.export": {"exporter": "onnx"},
     "stages.initialize": {"model": {"kind": "config", "architecture": "resnet"}},
     "stages.prune": {"structure": {"kind": "channels", "ratio": 0.25}},

@@ -95,9 +95,9 @@ class Decoder(Architecture):
         for name in ("id2label", "label2id"):
             del given[name]
         # The library's own ids are those of another tokenizer.
-        unknown = {"bos_token_id": None, "eos_token_id": None}
+        ids = {"bos_token_id": None, "eos_token_id": interface.text.end_id}
         said = {name: value for name, value in fields.items() if value is not None}
-        return getattr(transformers, self.config_class)(**said, **given, **unknown)  # type: ignore[no-any-return]
+        return getattr(transformers, self.config_class)(**said, **given, **ids)  # type: ignore[no-any-return]
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> Self:

@@ -195,11 +195,29 @@ class MetricComparison(_Part):
     ci95: tuple[float, float] | None = None
 
 
+class LayerNoise(_Part):
+    """One quantized layer: signal over quantization noise (dB) of its weights, and of what it gives on real inputs."""
+
+    name: str
+    weight_db: float | None = None
+    output_db: float | None = None
+
+
+class Golden(_Part):
+    """Real inputs with what the file answered to them, for `edgeforge verify`; `path` is relative to the run."""
+
+    path: str
+    sha256: str
+    samples: int
+    runtime: str
+
+
 class ArtifactRow(_Part):
     """One file (or folder) that the pipeline was to ship, and the baseline.
 
     `path`, `bytes` and `sha256` are those of what a runtime loads; `companions` are the files beside it
-    (labels, preprocessing) with their bytes. `coverage_percent` is the share of parameters that were quantized.
+    (labels, preprocessing) with their bytes, `files` the sha256 of every one of them by its path in the row's folder.
+    `coverage_percent` is the share of parameters that were quantized; `layers` are those, the worst first.
     """
 
     name: str
@@ -226,11 +244,14 @@ class ArtifactRow(_Part):
     coverage_percent: float | None = None
     companions: dict[str, int] = {}
     warnings: tuple[str, ...] = ()
+    files: dict[str, str] = {}
+    layers: tuple[LayerNoise, ...] = ()
+    golden: Golden | None = None
 
     def measurement(self, metric: str, device: str | None = None) -> MeasurementRow | None:
-        """The first measurement of `metric` (on `device`, where given)."""
-        found = (row for row in self.measurements if row.metric == metric and device in (None, row.device))
-        return next(found, None)
+        """The first measurement of `metric` (on `device`, where given); an estimate only where there is no other."""
+        found = [row for row in self.measurements if row.metric == metric and device in (None, row.device)]
+        return min(found, key=lambda row: row.origin == "estimated", default=None)
 
 
 class BudgetRow(_Part):

@@ -51,11 +51,15 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Tokens:
-    """How a text becomes an input: at most `max_length` ids below `vocabulary_size`, `pad_id` behind shorter ones."""
+    """How a text becomes an input: at most `max_length` ids below `vocabulary_size`, `pad_id` behind shorter ones.
+
+    A model that writes texts ends one by `end_id`.
+    """
 
     vocabulary_size: int
     max_length: int
     pad_id: int
+    end_id: int | None = None
 
 
 @dataclass(frozen=True)

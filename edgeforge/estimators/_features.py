@@ -26,34 +26,41 @@ Class = Literal[
 ReLU; `movement` copies; `reduction` also normalizes."""
 Precision = Literal["float", "w8a8", "w8a16"]
 
-_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "QLinearConv"})
-_PRODUCTS = frozenset({"MatMul", "Gemm", "QLinearMatMul", "QGemm"})
-_MOVES = frozenset(
-    "Concat DepthToSpace Expand Gather GatherElements GatherND Pad Resize Slice SpaceToDepth Split Tile Transpose Upsample "
-    "Where".split()
+CACHED = 10**6
+"""Elements that an operation may touch before a phone's caches no longer hold them, at about a byte each."""
+
+
+def _words(*lines: str) -> frozenset[str]:
+    return frozenset(" ".join(lines).split())
+
+
+_CONVOLUTIONS = _words("Conv ConvTranspose QLinearConv")
+_PRODUCTS = _words("Gemm MatMul QGemm QLinearMatMul")
+_MOVES = _words(
+    "Concat DepthToSpace Expand Gather GatherElements GatherND Pad Resize Slice SpaceToDepth Split Tile Transpose",
+    "Upsample Where",
 )
-_REDUCES = frozenset(
-    "ArgMax AveragePool GlobalAveragePool GlobalMaxPool GroupNormalization InstanceNormalization LayerNormalization "
-    "LogSoftmax LpNormalization MaxPool ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum "
-    "ReduceSumSquare RMSNormalization Softmax TopK".split()
+_REDUCES = _words(
+    "ArgMax AveragePool GlobalAveragePool GlobalMaxPool GroupNormalization InstanceNormalization LayerNormalization",
+    "LogSoftmax LpNormalization MaxPool RMSNormalization ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum",
+    "ReduceSumSquare Softmax TopK",
 )
-_POINTWISE = frozenset(
-    "Abs Add And BatchNormalization Ceil Celu Clip Cos CumSum Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual "
-    "HardSigmoid HardSwish LeakyRelu Less LessOrEqual Log Max Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu "
-    "Round Selu Sigmoid Sign Sin Softplus Softsign Sqrt Sub Swish Tanh".split()
+_ACTIVATIONS = _words(
+    "Celu Elu Erf Gelu HardSigmoid HardSwish LeakyRelu Mish PRelu Selu Sigmoid Softplus Softsign Swish Tanh"
+)
+_GATES = _words("HardSigmoid Sigmoid")
+_POINTWISE = _ACTIVATIONS | _words(
+    "Abs Add And BatchNormalization Ceil Clip Cos CumSum Div Equal Exp Floor Greater GreaterOrEqual Less LessOrEqual",
+    "Log Max Min Mod Mul Neg Not Or Pow Reciprocal Relu Round Sign Sin Sqrt Sub",
 )
 # They take no time of their own: views, shapes, and what stands around quantized layers.
-_FREE = frozenset(
-    "Cast CastLike Constant ConstantOfShape DequantizeLinear Dropout Flatten Identity QuantizeLinear Range Reshape Shape "
-    "Size Squeeze Unsqueeze".split()
+_FREE = _words(
+    "Cast CastLike Constant ConstantOfShape DequantizeLinear Dropout Flatten Identity QuantizeLinear Range Reshape",
+    "Shape Size Squeeze Unsqueeze",
 )
 # Runtimes compute these while they still hold the result of the layer before.
-_FUSED = frozenset({"BatchNormalization", "Clip", "Relu"})
-_ACTIVATIONS = frozenset(
-    "Celu Elu Erf Gelu HardSigmoid HardSwish LeakyRelu Mish PRelu Selu Sigmoid Softplus Softsign Swish Tanh".split()
-)
-_GATES = frozenset({"HardSigmoid", "Sigmoid"})
-_SCALED = frozenset({"Add", "Div", "Mul", "Pow", "Sub"})
+_FUSED = _words("BatchNormalization Clip Relu")
+_SCALED = _words("Add Div Mul Pow Sub")
 
 
 class Uncounted(Exception):
@@ -91,7 +98,7 @@ class Work:
         return {
             "base": 1.0,
             "operations": float(len(self.operations)),
-            "dense_gmacs": self._gmacs("convolution", "matmul"),
+            "gmacs": self.gmacs(),
             "grouped_gmacs": self._gmacs("grouped", "depthwise"),
             "weights": sum(o.weights for o in self.operations) / 1e6,
             "layer_traffic": sum(millions[kind] for kind in ("convolution", "matmul", "grouped", "depthwise")),
@@ -99,6 +106,8 @@ class Work:
             "pointwise_traffic": plain,
             "moved": millions["movement"],
             "other_traffic": plain + millions["movement"] + activation + millions["product"],
+            "spilled": sum(max(0, o.read + o.written - CACHED) for o in self.operations if o.kind != "activation")
+            / 1e6,
             "inputs": self.inputs / 1e6,
             "outputs": self.outputs / 1e6,
         }

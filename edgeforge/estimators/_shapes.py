@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Shapes = dict[str, tuple[int | None, ...]]
 
-SMALL = 1024
+SMALL = 64
 """Constants with more elements are data, not sizes: their contents are not looked at."""
 
 

@@ -96,8 +96,9 @@ def _on(unit: Unit, fits: DeviceFits, precision: str, work: _features.Work) -> E
             f"on the {unit.upper()} of {fits.device} there are measurements of {known}, and of no {precision} model"
         )
         return Refusal(unit=unit, reason=reason)
-    if reason := _beyond(fit, work):
-        return Refusal(unit=unit, reason=reason)
+    beyond = _beyond(fit, work)
+    if beyond is not None:
+        return Refusal(unit=unit, reason=beyond)
     terms = work.terms()
     latency = sum(coefficient * terms[name] for name, coefficient in fit.coefficients_ms.items())
     low, high = fit.interval80

@@ -216,7 +216,7 @@ class _Reader:
 @functools.lru_cache(maxsize=4 * OPENED_AT_ONCE)
 def _open(task: CausalLm, data_digest: str, folder: Path, reader: _Reader, vocabulary_size: int) -> TokenData:
     """`vocabulary_size`: how many tokens the model has; often more than its tokenizer, rounded up."""
-    length = (task.max_length,)
+    length, read = (task.max_length,), tokenizer.read(folder)
     interface = Interface(
         inputs=(
             Input("input_ids", length, "int64", variable=True, fill=0),
@@ -227,7 +227,8 @@ def _open(task: CausalLm, data_digest: str, folder: Path, reader: _Reader, vocab
         tokens=Tokens(
             max(vocabulary_size, len(tokenizer.tokens(folder))),
             task.max_length,
-            int(tokenizer.read(folder).pad_token_id),
+            int(read.pad_token_id),
+            end_id=tokenizer.end_of_text(folder) if read.eos_token_id is None else int(read.eos_token_id),
         ),
     )
     return TokenData(interface, _splits(task, data_digest, reader), folder)

@@ -1,0 +1,83 @@
+"""`edgeforge devices`: what a target can name, and how each device can be reached now."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from edgeforge.device import DeviceProfile, own_folder, profiles
+from edgeforge.estimators import Known, estimator_for
+from edgeforge.links import link_of
+from edgeforge.runtimes import runtime_for
+
+State = Literal["available", "configured", "unavailable", "estimated", "none"]
+"""`configured`: a way there is set up, and whether the device answers shows when it is measured."""
+
+FAMILIES = ("host", "browser", "phone", "laptop", "board", "gpu")
+HERE = ("local", "browser", "qemu")
+"""Links that end on this machine, so that what they need can be looked for."""
+
+
+def described() -> list[dict[str, Any]]:
+    """Every device as plain JSON: its facts with their sources, how it can be reached, what can be estimated."""
+    found = []
+    for profile in profiles().values():
+        state, why = reached(profile)
+        facts = profile.model_dump(mode="json")
+        known = [item.model_dump(mode="json") for item in _known(profile.name)]
+        found.append({**facts, "layout": profile.layout, "state": state, "reason": why, "estimates": known})
+    return found
+
+
+def reached(profile: DeviceProfile) -> tuple[State, str | None]:
+    """How measurements reach a device now, and the reason where its link cannot work."""
+    if profile.link is None:
+        return ("estimated" if _known(profile.name) else "none"), None
+    if profile.link not in HERE:
+        return "configured", None
+    runtime = runtime_for("onnx")
+    assert runtime is not None
+    reason = link_of(profile.link, profile.connection).unavailable(runtime.kind)
+    return ("unavailable" if reason else "available"), reason
+
+
+def show(console: Console, *, as_json: bool = False) -> None:
+    """The table, or the JSON of `described`."""
+    if as_json:
+        print(json.dumps(described(), indent=1))
+        return
+    columns = ("name", "device", "integers", "reached now", "once set up by")
+    table = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for profile in sorted(profiles().values(), key=lambda profile: FAMILIES.index(profile.family)):
+        later = "" if profile.link else ", ".join(profile.reachable_by)
+        table.add_row(profile.name, escape(profile.title), profile.layout, _said(profile), later)
+    console.print(table)
+    console.print(
+        f"\nTo set one up, describe it in {own_folder()} under its name, with its link and connection; docs/devices.md "
+        "says how. Estimates say how far off they are; --json has their errors, and every fact with its source.",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _said(profile: DeviceProfile) -> str:
+    state, reason = reached(profile)
+    if state == "available":
+        return "[green]available[/green]"
+    if state == "configured":
+        return f"[green]set up[/green]: {profile.link}"
+    if state == "unavailable":
+        return f"[yellow]not now[/yellow]: {escape(str(reason))}"
+    if state == "estimated":
+        units = ", ".join(dict.fromkeys(known.unit.upper() for known in _known(profile.name)))
+        return f"[cyan]estimated[/cyan]: {units}"
+    return "[dim]not at all[/dim]"
+
+
+def _known(device: str) -> tuple[Known, ...]:
+    estimator = estimator_for(device)
+    return estimator.known(device) if estimator is not None else ()
