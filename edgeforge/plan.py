@@ -33,6 +33,7 @@ from edgeforge.stages.train import Train
 from edgeforge.stages.verify import Verify
 from edgeforge.store import Store
 from edgeforge.teachers.cached import Cached
+from edgeforge.training.mixture import DATASET
 from edgeforge.training.recipe import needs_teacher
 
 KEY_VERSION = 1  # raise when the meaning of keys or manifests changes
@@ -60,6 +61,8 @@ class Plan:
     steps: list[Step] = field(default_factory=list)
     chain: list[str] = field(default_factory=list)
     """Names of the steps that make the chain's models, first to last."""
+    datasets: list[str] = field(default_factory=list)
+    """Names of the steps that write texts for later stages."""
     baseline: str = ""
     """The chain step that every target is compared with."""
     targets: dict[str, Target] = field(default_factory=dict)
@@ -147,12 +150,15 @@ class _Builder:
     def _chain_stage(self, stage: Stage, last: str, where: str) -> str:
         inputs = {"model": last}
         for role, source in stage.sources().items():
-            inputs[role] = self._source(source, last, f"{where}.{role}")
+            inputs[role] = self._source(source, last, f"{where}.{role}", role=role)
         if isinstance(stage, Distill | Finetune):
             inputs |= self._answers(stage, inputs, where)
         # What recovers a pruned model is a step of its own: it must not change the pruning's key.
         alone = stage.model_copy(update={"recover": None}) if isinstance(stage, Prune) else stage
         name = self.add(self._free_name(stage.name or stage.kind), alone, inputs)
+        if stage.makes_format() == "dataset":
+            self.plan.datasets.append(name)
+            return last
         self._model_made(name)
         if isinstance(stage, Prune) and stage.recover is not None:
             return self._recovery(stage, name, last, where)
@@ -164,7 +170,7 @@ class _Builder:
         inputs = {"model": pruned}
         for role, source in finetune.sources().items():
             # The natural teacher of a pruned model is the model it was.
-            inputs[role] = self._source(source, before, f"{where}.recover.{role}")
+            inputs[role] = self._source(source, before, f"{where}.recover.{role}", role=role)
         inputs |= self._answers(finetune, inputs, f"{where}.recover")
         name = self.add(f"{pruned}.recover", finetune, inputs)
         self._model_made(name)
@@ -181,7 +187,9 @@ class _Builder:
                 remedy="use `teacher: model`, or leave `augment` out of the task",
             )
         asked = inputs["teacher"]
-        return {"logits": self._once(f"{asked}.cache", Cache(precision=stage.precision), {"model": asked})}
+        about = {"model": asked} | ({DATASET: inputs[DATASET]} if DATASET in inputs else {})
+        cache = Cache(precision=stage.precision, top_k=stage.teacher.top_k)
+        return {"logits": self._once(f"{asked}.cache", cache, about)}
 
     def _once(self, name: str, stage: Stage, inputs: Mapping[str, str]) -> str:
         """The step that does this, which may be there already under another name."""
@@ -189,14 +197,20 @@ class _Builder:
         same = [step.name for step in self.plan.steps if step.key == key]
         return same[0] if same else self.add(self._free_name(name), stage, inputs)
 
-    def _source(self, source: str | Model | None, last: str, where: str) -> str:
+    def _source(self, source: str | Model | None, last: str, where: str, *, role: str) -> str:
         if source is None:
             return last
         if isinstance(source, Model):
             return self._once("teacher", Initialize(kind="initialize", model=source), {})
-        if source not in self.plan.chain:
+        written = role == DATASET
+        known = self.plan.datasets if written else self.plan.chain
+        if source not in known:
             raise IncompatiblePlanError(
-                perhaps("no earlier stage is named", source, self.plan.chain),
+                perhaps(
+                    "no earlier stage that writes texts is named" if written else "no earlier stage is named",
+                    source,
+                    known,
+                ),
                 where=where,
                 remedy="name an earlier stage",
             )

@@ -62,7 +62,7 @@ def collect(
         edgeforge=edgeforge.__version__,
         created=created.isoformat(timespec="seconds"),
         environment=Environment.model_validate(describe()),
-        stages=tuple(_stage_row(plan.step(name), results) for name in plan.chain),
+        stages=tuple(_stage_row(step, results) for step in plan.steps if step.name in {*plan.chain, *plan.datasets}),
         artifacts=tuple(rows),
         budgets=tuple(judge(plan.pipeline.budgets, plan.targets, {row.name: row for row in rows})),
         task=plan.pipeline.task.kind,

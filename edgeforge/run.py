@@ -21,16 +21,17 @@ from edgeforge.core.errors import (
     IncompatiblePlanError,
     VerificationError,
 )
-from edgeforge.core.report import Report, StepResult
+from edgeforge.core.report import ArtifactRow, Report, StepResult
 from edgeforge.core.spec import perhaps
 from edgeforge.core.stage import Job
 from edgeforge.core.task import model_inputs
 from edgeforge.pipeline import dump
 from edgeforge.plan import Plan, Step
 from edgeforge.renderers import write_all
-from edgeforge.report import collect, file_step, folder_of
+from edgeforge.report import collect, file_step, folder_of, golden_path
 from edgeforge.stages.verify import Verify
 from edgeforge.store import Store
+from edgeforge.verification._golden import NAME as GOLDEN
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -121,7 +122,7 @@ class _Runner:
 
     def rehearse(self) -> None:
         """Pass a model of arbitrary weights through the chain, so that what cannot fit is found at minute zero."""
-        chain = [self.plan.step(name) for name in self.plan.chain]
+        chain = [step for step in self.plan.steps if step.name in {*self.plan.chain, *self.plan.datasets}]
         missing = [step for step in chain if step.name in self.rebuild or not self.store.has(step.key)]
         if not missing or not _is_main():
             return
@@ -317,6 +318,8 @@ def _write(plan: Plan, results: Mapping[str, StepResult], report: Report, out: P
         for row in report.artifacts:
             artifact = results[file_step(plan, row.name).name].artifact
             _place(row.name, artifact, folder_of(row.name, row.status), out)
+            verified = results[f"{row.name}.verify"].artifact if f"{row.name}.verify" in results else None
+            _place_golden(row, verified, out)
         (out / "pipeline.yaml").write_text(dump(plan.pipeline), encoding="utf-8")
         write_all(report, out)
     except OSError as error:
@@ -325,6 +328,14 @@ def _write(plan: Plan, results: Mapping[str, StepResult], report: Report, out: P
             where=str(out),
             remedy="make room and run again: nothing is made twice",
         ) from error
+
+
+def _place_golden(row: ArtifactRow, verified: Artifact | None, out: Path) -> None:
+    """Copy what a file answered when it was verified, and remove what an earlier run left."""
+    (out / golden_path(row.name)).unlink(missing_ok=True)
+    if row.golden is not None and verified is not None:
+        (out / row.golden.path).parent.mkdir(exist_ok=True)
+        shutil.copyfile(verified.path / GOLDEN, out / row.golden.path)
 
 
 def _place(row: str, artifact: Artifact | None, home: str | None, out: Path) -> None:

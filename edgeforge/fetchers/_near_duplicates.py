@@ -7,24 +7,21 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 
+from edgeforge.data._near_duplicates import SHARED_PART, letters, shingles
 from edgeforge.fetchers._mail import Mail
 
-SHINGLE_WORDS = 5
 ONE_SHINGLE_IN = 4
 """A sample of the shingles, chosen by their hash, finds the same pairs for a fraction of the work (Broder, 1997)."""
 KNOWN_TO_MOST = 30
 """A shingle in more mails than this is a footer or an advertisement, and makes no relatives."""
 SHARED_SHINGLES = 3
-SHARED_PART = 0.5
 
-_ADDRESSES = re.compile(r"\S*(?:@|://|www\.)\S*")
-_NO_LETTERS = re.compile(r"[\W\d_]+")
 _REPLY = re.compile(r"^(?:(?:re|fwd?|aw|sv)\b[^:]{0,4}:|\[[^\]]*\]|\s)+")
 
 
 def copies_key(mail: Mail) -> str:
     """Equal for mails that differ in case, blanks, digits, punctuation and addresses only."""
-    return _letters(f"{mail.subject} {mail.body}") or f"{mail.subject} {mail.body}"
+    return letters(f"{mail.subject} {mail.body}") or f"{mail.subject} {mail.body}"
 
 
 def families(mails: Sequence[Mail]) -> list[int]:
@@ -41,16 +38,12 @@ def families(mails: Sequence[Mail]) -> list[int]:
             position = parent[position]
         return position
 
-    bodies = [_letters(mail.body) for mail in mails]
-    threads = [_letters(_REPLY.sub("", mail.subject.casefold())) or _letters(mail.subject) for mail in mails]
+    bodies = [letters(mail.body) for mail in mails]
+    threads = [letters(_REPLY.sub("", mail.subject.casefold())) or letters(mail.subject) for mail in mails]
     for first, second in (*_equal(threads), *_equal(bodies), *_overlapping(bodies)):
         older, younger = sorted((root(first), root(second)))
         parent[younger] = older
     return [root(position) for position in range(len(mails))]
-
-
-def _letters(text: str) -> str:
-    return _NO_LETTERS.sub(" ", _ADDRESSES.sub(" ", text.casefold())).strip()
 
 
 def _equal(keys: Iterable[Hashable]) -> Iterator[tuple[int, int]]:
@@ -77,6 +70,4 @@ def _overlapping(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
 
 
 def _shingles(text: str) -> set[str]:
-    words = text.split()
-    shingles = (" ".join(words[at : at + SHINGLE_WORDS]) for at in range(len(words) - SHINGLE_WORDS + 1))
-    return {shingle for shingle in shingles if zlib.crc32(shingle.encode()) % ONE_SHINGLE_IN == 0}
+    return {shingle for shingle in shingles(text) if zlib.crc32(shingle.encode()) % ONE_SHINGLE_IN == 0}

@@ -27,7 +27,8 @@ class Loss(Spec):
     """Base of every loss.
 
     Class facts: `needs_teacher`; `outputs` names the extra model outputs it reads (see `edgeforge.models.outputs`),
-    which are computed only when some loss asks.
+    which are computed only when some loss asks; `compares_buckets` says whether it can learn from a teacher's k
+    likeliest answers and the sum of all others (see `edgeforge.models.buckets`), at temperature 1.
     """
 
     kind: str
@@ -35,6 +36,7 @@ class Loss(Spec):
 
     needs_teacher: ClassVar[bool] = True
     outputs: ClassVar[frozenset[str]] = frozenset()
+    compares_buckets: ClassVar[bool] = False
 
     def modules(self, student: ModelOutput, teacher: ModelOutput | None, training: Training) -> torch.nn.Module | None:
         """What this loss keeps beside the student, shaped by one batch's outputs; usually nothing.
@@ -54,8 +56,9 @@ class Loss(Spec):
     ) -> torch.Tensor:
         """The unweighted loss, a float32 scalar averaged over the batch; outputs may come in bfloat16.
 
-        `batch` has the model's inputs (texts: ``attention_mask``, int64, (N, length), 0 at padding), ``labels``
-        (int64, (N,), `edgeforge.core.task.NO_LABEL` where a sample has none) and ``rows`` (int64, (N,), positions in
-        the split, below ``Training.samples``).
+        `batch` has the model's inputs (texts: ``attention_mask``, int64, (N, length), 0 at padding), ``labels`` (int64,
+        (N,), or (N, length) where logits are (N, length, tokens): the token that follows each position, so nothing is
+        shifted here; `edgeforge.core.task.NO_LABEL` where there is none) and ``rows`` (int64, (N,), positions in the
+        split, below ``Training.samples``). Losses on logits are averaged over labelled tokens, each counting equally.
         """
         raise NotImplementedError

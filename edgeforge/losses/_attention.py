@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 def attention_states(outputs: ModelOutput | None, name: str, who: str, loss: str) -> Sequence[torch.Tensor]:
     """``query_states``, ``key_states`` or ``value_states`` of every block: (N, heads, length, head size).
 
+    Of decoders the queries and keys are normed and rotated by position. Keys and values may have fewer heads.
+
     Raises ModelError where a model has no blocks with them.
     """
     assert outputs is not None, f"{loss} needs a teacher"
@@ -29,17 +31,22 @@ def attention_states(outputs: ModelOutput | None, name: str, who: str, loss: str
 
 
 def scores(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """``left @ right^T / sqrt(head size)``, float32: (N, heads, length, length), without mask."""
+    """``left @ right^T / sqrt(head size)``, float32: (N, heads, length, length), without mask.
+
+    Where `right` has fewer heads, each serves as many neighbours of `left`, as in grouped-query attention.
+    """
     import torch
 
+    if right.shape[1] != left.shape[1]:
+        right = right.repeat_interleave(left.shape[1] // right.shape[1], dim=1)
     return torch.matmul(left.float(), right.float().transpose(-1, -2)) / math.sqrt(left.shape[-1])
 
 
-def log_relations(scores: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
-    """Logarithms of the softmax over real tokens (`real`: bool, (N, length))."""
+def log_relations(scores: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
+    """Logarithms of the softmax over the tokens that each may look at (`visible`: bool, (N, length or 1, length))."""
     import torch
 
-    if real is not None:
+    if visible is not None:
         # Not -inf: the divergence of two distributions that are both zero somewhere would be no number.
-        scores = scores.masked_fill(~real[:, None, None, :], torch.finfo(scores.dtype).min / 2)
+        scores = scores.masked_fill(~visible[:, None], torch.finfo(scores.dtype).min / 2)
     return scores.log_softmax(dim=-1)

@@ -15,6 +15,21 @@ def real_tokens(batch: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
     return None if mask is None else mask.bool()
 
 
+def visible_tokens(batch: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """Which tokens each one may look at: bool, (N, length or 1, length); None where nothing is padded (images).
+
+    Real tokens; where the labels say what follows each token, only those up to itself (the model is causal).
+    """
+    real = real_tokens(batch)
+    if real is None:
+        return None
+    labels = batch.get("labels")
+    if labels is None or labels.dim() == 1:
+        return real[:, None, :]
+    length = real.shape[1]
+    return real[:, None, :] & real.new_ones(length, length).tril()
+
+
 def mean_per_sample(values: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
     """The mean of each sample's values where `kept` (bool, may broadcast), averaged over the samples (scalar).
 

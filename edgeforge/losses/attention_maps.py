@@ -11,7 +11,7 @@ from edgeforge.core.errors import ModelError
 from edgeforge.losses import Loss
 from edgeforge.losses._attention import attention_states, scores
 from edgeforge.losses._layers import Layers, check_tokens, layer_indices
-from edgeforge.losses._tokens import mean_per_sample, real_tokens
+from edgeforge.losses._tokens import mean_per_sample, real_tokens, visible_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -22,8 +22,10 @@ class AttentionMaps(Loss):
     """Mean squared error between attention matrices, averaged over heads and pairs of layers (arXiv:1909.10351, eq. 7).
 
     The matrices are the scores ``Q K^T / sqrt(d)`` before softmax, mask and dropout, as in the paper, which found
-    that they converge faster and better than probabilities. Only pairs of real tokens count. Student and teacher
-    need equal numbers of heads: averaged over heads, as some do, the maps would say nothing about any one of them.
+    that they converge faster and better than probabilities. Only pairs of real tokens count; of decoders, only those
+    in which the first may look at the second, and scores are those after rotation by position. There, keys that several
+    heads share are compared with each of them. Student and teacher need equal numbers of (query) heads: averaged over
+    heads, as some do, the maps would say nothing about any one of them.
     """
 
     kind: Literal["attention_maps"] = "attention_maps"
@@ -54,8 +56,8 @@ class AttentionMaps(Loss):
         import torch
 
         ours, theirs = _Blocks(student, "student"), _Blocks(teacher, "teacher")
-        real = real_tokens(batch)
-        pairs = None if real is None else (real[:, :, None] & real[:, None, :])[:, None]
+        real, visible = real_tokens(batch), visible_tokens(batch)
+        pairs = None if real is None or visible is None else (real[:, :, None] & visible)[:, None]
         errors = []
         for mine, other in layer_indices(self.layers, ours.layers, theirs.layers, self.kind):
             map_, wanted = ours.scores(mine), theirs.scores(other).detach()

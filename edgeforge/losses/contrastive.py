@@ -43,6 +43,11 @@ class Contrastive(Loss):
     def modules(self, student: ModelOutput, teacher: ModelOutput | None, training: Training) -> torch.nn.Module | None:
         from edgeforge.losses._memory import Contrast
 
+        if student.logits.dim() == 3:
+            raise ModelError(
+                "contrastive tells samples of different classes apart, and this model's samples have none",
+                remedy="use losses on logits or hidden states for language models",
+            )
         if training.samples < 2:
             raise ModelError("contrastive needs another training sample to tell one from", remedy="use more data")
         widths = (self._pooled(student, "student").shape[1], self._pooled(teacher, "teacher").shape[1])

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from edgeforge.core.task import NO_LABEL
 from edgeforge.losses import Loss
-from edgeforge.losses._distributions import divergence, softened
+from edgeforge.losses._distributions import divergence
 
 if TYPE_CHECKING:
     import torch
@@ -17,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class Decoupled(Loss):
-    """T^2 * (alpha * TCKD + beta * NCKD), averaged over the samples that have a label (arXiv:2203.08679).
+    """T^2 * (alpha * TCKD + beta * NCKD), averaged over the samples or tokens with a label (arXiv:2203.08679).
 
     TCKD is KL(teacher || student) between (p, 1 - p), p the probability of the true class; NCKD is the KL between
     the probabilities of the other classes among themselves. Soft targets weigh NCKD by the teacher's 1 - p, which
-    silences it exactly where the teacher is sure; here the two are set apart. 0 where no sample has a label.
+    silences it exactly where the teacher is sure; here the two are set apart. 0 where none has a label.
     """
 
     kind: Literal["decoupled"] = "decoupled"
@@ -29,7 +28,7 @@ class Decoupled(Loss):
     beta: float = Field(default=8.0, ge=0, description="Weight of the other classes among themselves (NCKD).")
     temperature: float = Field(default=4.0, gt=0, description="T: divides the logits of both.")
 
-    uses: ClassVar[tuple[str, ...]] = ("edgeforge.losses._distributions",)
+    uses: ClassVar[tuple[str, ...]] = ("edgeforge.losses._distributions", "edgeforge.losses._rows")
 
     def compute(
         self,
@@ -38,11 +37,15 @@ class Decoupled(Loss):
         batch: Mapping[str, torch.Tensor],
         modules: torch.nn.Module | None,
     ) -> torch.Tensor:
-        logits = softened(student, teacher, self.temperature, self.kind)
-        labelled = batch["labels"] != NO_LABEL
-        ours, theirs = (_decouple(one[labelled], batch["labels"][labelled]) for one in logits)
-        tckd, nckd = (divergence(*pair).sum() / labelled.sum().clamp(min=1) for pair in zip(theirs, ours, strict=True))
-        return (self.alpha * tckd + self.beta * nckd) * self.temperature**2
+        from edgeforge.losses._rows import mean_on_pairs
+
+        def compare(ours: torch.Tensor, theirs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            mine, wanted = (_decouple(one / self.temperature, labels) for one in (ours, theirs))
+            tckd, nckd = (divergence(*pair) for pair in zip(wanted, mine, strict=True))
+            return self.alpha * tckd + self.beta * nckd
+
+        mean = mean_on_pairs(student, teacher, batch, compare, loss=self.kind, labelled=True)
+        return mean * self.temperature**2
 
 
 def _decouple(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

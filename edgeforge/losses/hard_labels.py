@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from edgeforge.core.task import NO_LABEL
 from edgeforge.losses import Loss
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 class HardLabels(Loss):
     """Cross entropy with the true labels: what a model without a teacher learns from.
 
-    Averaged over the samples that have a label; 0 where none has.
+    Averaged over the samples, or tokens, that have a label; 0 where none has.
     """
 
     kind: Literal["hard_labels"] = "hard_labels"
@@ -27,6 +26,7 @@ class HardLabels(Loss):
     )
 
     needs_teacher: ClassVar[bool] = False
+    uses: ClassVar[tuple[str, ...]] = ("edgeforge.losses._rows",)
 
     def compute(
         self,
@@ -37,12 +37,9 @@ class HardLabels(Loss):
     ) -> torch.Tensor:
         from torch.nn import functional
 
-        labels = batch["labels"]
-        total = functional.cross_entropy(
-            student.logits.float(),
-            labels,
-            ignore_index=NO_LABEL,
-            reduction="sum",
-            label_smoothing=self.label_smoothing,
-        )
-        return total / (labels != NO_LABEL).sum().clamp(min=1)
+        from edgeforge.losses._rows import mean_on_labels
+
+        def compare(ours: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return functional.cross_entropy(ours, labels, reduction="none", label_smoothing=self.label_smoothing)
+
+        return mean_on_labels(student, batch, compare)

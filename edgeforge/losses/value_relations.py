@@ -12,7 +12,7 @@ from edgeforge.losses import Loss
 from edgeforge.losses._attention import attention_states, log_relations, scores
 from edgeforge.losses._distributions import divergence
 from edgeforge.losses._layers import check_tokens
-from edgeforge.losses._tokens import mean_per_sample, real_tokens
+from edgeforge.losses._tokens import mean_per_sample, real_tokens, visible_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,9 @@ class ValueRelations(Loss):
     divergences are KL(teacher || student), averaged over both. Its size does not depend on the width, so nothing is
     projected. With `relation_heads`, MiniLMv2 (arXiv:2012.15828): queries, keys and values are each divided anew into
     so many heads and related to themselves, so that the numbers of attention heads may differ.
+
+    Of decoders, each token's distribution is over itself and those before it. With grouped-query attention, keys that
+    several heads share are compared with each of them, and there is one value relation for each value head.
     """
 
     kind: Literal["value_relations"] = "value_relations"
@@ -56,7 +59,7 @@ class ValueRelations(Loss):
     ) -> torch.Tensor:
         import torch
 
-        real = real_tokens(batch)
+        real, visible = real_tokens(batch), visible_tokens(batch)
         kept = None if real is None else real[:, None, :]
         terms = []
         for left, right in _MINILM if self.relation_heads is None else _MINILM_V2:
@@ -64,7 +67,9 @@ class ValueRelations(Loss):
             theirs = scores(self._last(teacher, left, "teacher"), self._last(teacher, right, "teacher")).detach()
             _check_heads(ours.shape[1], theirs.shape[1])
             check_tokens(ours.shape[-1], theirs.shape[-1], self.kind)
-            terms.append(mean_per_sample(divergence(log_relations(theirs, real), log_relations(ours, real)), kept))
+            terms.append(
+                mean_per_sample(divergence(log_relations(theirs, visible), log_relations(ours, visible)), kept)
+            )
         return torch.stack(terms).sum()
 
     def _last(self, outputs: ModelOutput | None, name: str, who: str) -> torch.Tensor:

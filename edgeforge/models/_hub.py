@@ -7,10 +7,10 @@ from pathlib import Path
 
 from edgeforge.core.errors import EnvironmentProblem, ModelError
 from edgeforge.core.extras import require
-from edgeforge.models.folder import CONFIG, INDEX, SHAPES
+from edgeforge.models.folder import CONFIG, GENERATION, INDEX, SHAPES
 from edgeforge.models.tokenizer import FILES
 
-WANTED = (CONFIG, SHAPES, INDEX, "model*.safetensors", *FILES)
+WANTED = (CONFIG, GENERATION, SHAPES, INDEX, "model*.safetensors", *FILES)
 
 
 def fetch(repo: str, revision: str | None, *, wanted: Sequence[str] = WANTED) -> Path:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from edgeforge.core.task import Interface, Task
 
+SHORT = 8
+"""Tokens on which a language model is tried; it has no table of positions that could end before a text."""
+
 NEW_HEAD = "set `new_head: true` for a fresh classifier, and train it"
 
 
@@ -49,6 +52,8 @@ def adapt(model: PreTrainedModel, task: Task, interface: Interface, *, new_head:
 
     _check_finite(model, where)
     wanted = _class_for(task, model.config, where)
+    if interface.per_token:
+        return _adapt_writer(model, wanted, interface, new_head=new_head, where=where)
     if not isinstance(model, wanted) and not new_head:
         raise ModelError(
             f"it is a {type(model).__name__}, the task needs a {wanted.__name__}", where=where, remedy=NEW_HEAD
@@ -60,6 +65,27 @@ def adapt(model: PreTrainedModel, task: Task, interface: Interface, *, new_head:
     else:
         _check_labels(model.config, interface.labels, where)
         name_labels(model.config, interface.labels)
+    check_fits(model, interface, where=where)
+    return model.eval()
+
+
+def _adapt_writer(
+    model: PreTrainedModel, wanted: type[PreTrainedModel], interface: Interface, *, new_head: bool, where: str
+) -> PreTrainedModel:
+    """A language model has no labels to adapt to; what its checkpoint says about sampling is left behind."""
+    from transformers import GenerationConfig
+
+    if not isinstance(model, wanted):
+        raise ModelError(
+            f"it is a {type(model).__name__}, the task needs a {wanted.__name__}",
+            where=where,
+            remedy="use a checkpoint with its output layer",
+        )
+    if new_head:
+        raise ModelError("a language model has no classifier to replace", where=where, remedy="remove `new_head`")
+    said = model.generation_config
+    ids = {name: getattr(said, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(**ids)
     check_fits(model, interface, where=where)
     return model.eval()
 
@@ -117,7 +143,7 @@ def _check_labels(config: PretrainedConfig, labels: Sequence[str], where: str) -
 
 
 def check_fits(model: PreTrainedModel, interface: Interface, *, where: str = "model") -> None:
-    """Raise ModelError unless `model` takes the task's inputs and gives one logit for each of its labels.
+    """Raise ModelError unless `model` takes the task's inputs and gives one logit for each of its labels, or tokens.
 
     A model of images may lie on the meta device.
     """
@@ -137,8 +163,10 @@ def check_fits(model: PreTrainedModel, interface: Interface, *, where: str = "mo
             where=where,
             remedy="use the tokenizer that belongs to the model",
         )
+    if interface.per_token:
+        _check_positions(model.config, interface, where)
     try:
-        logits = example_logits(model, interface)
+        logits = example_logits(model, interface, length=SHORT if interface.per_token else None)
     except (IndexError, TypeError, ValueError, RuntimeError) as error:
         size = " and ".join("x".join(map(str, value.shape)) for value in interface.inputs)
         image = "`image_size` to what the model takes, or use fewer stages or smaller patches"
@@ -148,9 +176,19 @@ def check_fits(model: PreTrainedModel, interface: Interface, *, where: str = "mo
             where=where,
             remedy=f"set the task's {setting}",
         ) from error
-    if logits.shape[-1] != len(interface.labels):
+    if not interface.per_token and logits.shape[-1] != len(interface.labels):
         raise ModelError(
             f"it gives {logits.shape[-1]} logits, the task has {len(interface.labels)} labels",
             where=where,
             remedy=NEW_HEAD,
+        )
+
+
+def _check_positions(config: PretrainedConfig, interface: Interface, where: str) -> None:
+    known, wanted = getattr(config, "max_position_embeddings", None), interface.text.max_length
+    if known is not None and wanted > known:
+        raise ModelError(
+            f"it reads up to {known} tokens, the task's windows have {wanted}",
+            where=where,
+            remedy=f"set the task's `max_length` to {known} or less",
         )

@@ -28,10 +28,11 @@ def example_inputs(
     }
 
 
-def example_logits(model: PreTrainedModel, interface: Interface) -> torch.Tensor:
+def example_logits(model: PreTrainedModel, interface: Interface, *, length: int | None = None) -> torch.Tensor:
     """What `model` answers to one placeholder, in eval mode; the model stays as it is.
 
-    Images pass on the meta device, where nothing is computed. Texts are computed: transformers looks into their masks.
+    Images pass on the meta device, where nothing is computed. Texts are computed, at their greatest length or at
+    `length`: transformers looks into their masks.
     """
     device = "meta" if interface.pixels is not None else "cpu"
     tensors = {name: tensor.to(device) for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
@@ -39,7 +40,8 @@ def example_logits(model: PreTrainedModel, interface: Interface) -> torch.Tensor
     model.eval()  # batch statistics of one sample are none
     try:
         with torch.no_grad():
-            answer = functional_call(model, tensors, kwargs=example_inputs(interface, 1, device=device))
+            given = example_inputs(interface, 1, length=length, device=device)
+            answer = functional_call(model, tensors, kwargs=given)
     finally:
         model.train(training)
     logits: torch.Tensor = answer.logits

@@ -14,6 +14,7 @@ from typing import Any
 from edgeforge.core.errors import ModelError
 
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHAPES = "shapes.json"
@@ -131,7 +132,7 @@ def _shards(folder: Path) -> list[Path]:
 
 def model_files(folder: Path) -> list[Path]:
     """Every file that `loading.load` reads: the config, the weights, and what describes them."""
-    described = [folder / name for name in (CONFIG, INDEX, SHAPES) if (folder / name).is_file()]
+    described = [folder / name for name in (CONFIG, GENERATION, INDEX, SHAPES) if (folder / name).is_file()]
     return sorted([*described, *weight_files(folder)])
 
 

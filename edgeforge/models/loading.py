@@ -21,7 +21,7 @@ from accelerate import init_empty_weights
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from edgeforge.architectures import architecture_of
@@ -30,6 +30,7 @@ from edgeforge.core.spec import Spec
 from edgeforge.models import tokenizer
 from edgeforge.models.folder import (
     CONFIG,
+    GENERATION,
     SHAPES,
     WEIGHTS,
     WRITE_AGAIN,
@@ -67,7 +68,9 @@ def save(model: PreTrainedModel, folder: Path, *, tokenizer_from: Path | None = 
         if changes:
             text = Sidecar(modules=changes).model_dump_json(indent=1)
             (folder / SHAPES).write_text(text, encoding="utf-8")
-            save_file(_unshared(model.state_dict()), folder / WEIGHTS, metadata={"format": "pt"})
+            save_file(_stored(model, config), folder / WEIGHTS, metadata={"format": "pt"})
+            if model.can_generate():
+                model.generation_config.save_pretrained(folder)
         else:
             _save_plain(model, config, folder)
         if tokenizer_from is not None:
@@ -85,17 +88,25 @@ def load(folder: Path) -> PreTrainedModel:
     cls = _class_of(config, folder)
     blueprint = _blueprint(cls, config, folder, present)
     if (folder / SHAPES).is_file():
+        tied = tied_names(blueprint)
         _resize_as_told(blueprint, folder)
-        model = _fill(blueprint, folder, present)
+        model = _read_into(blueprint, folder, present, tied)
+        if (folder / GENERATION).is_file():
+            model.generation_config = _generation_config(folder)
     elif config.model_type == TIMM:
-        model = _fill(blueprint, folder, present)
+        model = _read_into(blueprint, folder, present, frozenset())
     else:
         model = _load_plain(cls, config, folder)
+    return made_ready(model)
+
+
+def made_ready(model: PreTrainedModel) -> PreTrainedModel:
+    """A model as every loaded one is left: in memory of its own, corrected by its family, in eval mode."""
     # What safetensors returns may be mapped from the file: badly aligned (other kernels, other rounding), and gone
     # when the file is.
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data = tensor.data.clone()
-    if family := architecture_of(config):
+    if family := architecture_of(model.config):
         family.prepare(model)
     return model.eval()
 
@@ -139,16 +150,29 @@ def _save_plain(model: PreTrainedModel, config: PretrainedConfig, folder: Path) 
     model.config = config  # save_pretrained writes the model's own config
     try:
         with quiet():
-            model.save_pretrained(folder, state_dict=_unshared(model.state_dict()))
+            model.save_pretrained(folder, state_dict=_stored(model, config))
     finally:
         model.config = kept
 
 
-def _unshared(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same tensors, each in memory of its own, as safetensors wants them."""
+def tied_names(model: PreTrainedModel) -> frozenset[str]:
+    """The names under which a parameter appears again (an output layer that is the embedding table)."""
+    every = (name for name, _ in model.named_parameters(remove_duplicate=False))
+    return frozenset(every) - {name for name, _ in model.named_parameters()}
+
+
+def _stored(model: PreTrainedModel, config: PretrainedConfig) -> dict[str, torch.Tensor]:
+    """What is written: parameters that the config's model ties once, each tensor in memory of its own, as safetensors
+    wants them.
+    """
     seen: set[int] = set()
     result = {}
-    for name, tensor in state.items():
+    tied = tied_names(model)
+    if tied:
+        tied &= tied_names(on_meta(type(model), config))
+    for name, tensor in model.state_dict().items():
+        if name in tied:
+            continue
         shared = tensor.data_ptr() in seen and tensor.numel() > 0
         seen.add(tensor.data_ptr())
         result[name] = tensor.clone() if shared else tensor.contiguous()
@@ -258,9 +282,9 @@ def _resize_as_told(model: PreTrainedModel, folder: Path) -> None:
         raise ModelError(error.what, where=where, remedy=written + WRITE_AGAIN) from error
 
 
-def _fill(model: PreTrainedModel, folder: Path, present: Shapes) -> PreTrainedModel:
+def _read_into(model: PreTrainedModel, folder: Path, present: Shapes, tied: frozenset[str]) -> PreTrainedModel:
     """Put the folder's weights into `model`, which may be on the meta device: no other memory is spent then."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
     held = {_own_name(model, name): shape for name, shape in present.items()}
     _refuse("missing from the weights", sorted(wanted.keys() - held.keys()), folder)
     _refuse("in the weights, but not in the model", sorted(held.keys() - wanted.keys()), folder)
@@ -269,9 +293,7 @@ def _fill(model: PreTrainedModel, folder: Path, present: Shapes) -> PreTrainedMo
     state: dict[str, torch.Tensor] = {}
     for path in weight_files(folder):
         state.update({_own_name(model, name): tensor for name, tensor in load_file(path).items()})
-    model.load_state_dict(state, strict=True, assign=True)
-    model.tie_weights()
-    _compute_buffers(model)
+    fill(model, state)
     if unset := [name for name, buffer in model.named_buffers() if buffer.is_meta]:
         raise ModelError(
             f"{unset[0]} is computed, not stored; a {type(model).__name__} cannot be resized",
@@ -279,6 +301,27 @@ def _fill(model: PreTrainedModel, folder: Path, present: Shapes) -> PreTrainedMo
             remedy="use the unpruned model",
         )
     return model.float()
+
+
+def fill(model: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+    """Make `state`, which has every parameter but for tied ones, the weights of `model`, and compute what is not
+    stored. The model may be on the meta device; the tensors become its own.
+    """
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    _compute_buffers(model)
+    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    assert not left, left
+    return model
+
+
+def _generation_config(folder: Path) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_dict(read_json(folder / GENERATION))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"not a generation config: {error}", where=str(folder / GENERATION), remedy=WRITE_AGAIN
+        ) from error
 
 
 def _compute_buffers(model: PreTrainedModel) -> None:

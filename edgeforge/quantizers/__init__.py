@@ -43,14 +43,18 @@ class Quantizer(Spec):
         """
         return None
 
-    def quantize(self, model: Artifact, job: Job) -> Mapping[str, Any]:
-        """Write the quantized artifact into ``job.folder``; return facts (scheme, bits, coverage, layers kept)."""
-        raise NotImplementedError
-
     def calibration_tokens(self) -> int:
-        """How many tokens of training text an importance matrix is computed from; 0: it uses none."""
+        """How many tokens of training text it wants the importance of a language model's weights measured on.
+
+        Above 0, the stage `importance` measures it on the model before the export, and `quantize_with` finds it in
+        ``inputs["importance"]``.
+        """
         return 0
 
     def quantize_with(self, inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any]:
-        """`quantize`, given all inputs of the step: ``model``, ``importance`` where `calibration_tokens` asks for it."""
+        """`quantize` ``inputs["model"]``, with what else the plan measured for it."""
         return self.quantize(inputs["model"], job)
+
+    def quantize(self, model: Artifact, job: Job) -> Mapping[str, Any]:
+        """Write the quantized artifact into ``job.folder``; return facts (scheme, bits, coverage, layers kept)."""
+        raise NotImplementedError

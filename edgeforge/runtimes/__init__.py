@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from edgeforge.core.spec import Spec
@@ -17,6 +18,19 @@ class Session(Protocol):
 
     def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         """Logits, float32, shape (N, labels), for inputs by name."""
+
+
+class TextSession(Session, Protocol):
+    """An opened language model that reads and writes token by token, remembering what it has read."""
+
+    def prefill(self, tokens: Sequence[int], *, room: int = 256) -> int:
+        """Forget all, read `tokens`, return the likeliest next one. `room`: how many `decode` may add."""
+
+    def decode(self, token: int) -> int:
+        """Read one more token, return the likeliest next one. Raises ModelError where there is no room for it."""
+
+    def clear(self) -> None:
+        """Forget what was read."""
 
 
 class Runtime(Spec):
@@ -38,6 +52,14 @@ class Runtime(Spec):
     def open(self, folder: Path, *, threads: int | None = None) -> Session:
         """Load the model in an artifact's folder. `threads`: how many it may use, None for its own choice."""
         raise NotImplementedError
+
+    def context_length(self, folder: Path) -> int | None:
+        """Tokens of the longest text that the language model in a folder takes; None where it does not say."""
+        return None
+
+    def bytes_per_token(self, folder: Path) -> int | None:
+        """Bytes of weights that a language model reads for each token it writes; None where that is not known."""
+        return None
 
 
 def runtime_for(format: str, *, timed: bool = True) -> Runtime | None:

@@ -23,6 +23,8 @@ class CoremlDecoder:
         said: Mapping[str, Any] = json.loads(tokens)
         self.context, self.chunk, self._pad_id = int(said["context"]), int(said["chunk"]), int(said["pad_id"])
         self._ends = frozenset(said["ends"])
+        self._state: Any = None
+        self._length = 0
 
     def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         """Logits (N, length, vocabulary) of whole texts, each with a state of its own; padding stands at their ends."""
@@ -46,6 +48,30 @@ class CoremlDecoder:
             found.append(np.asarray(answer[LOGITS], dtype=np.float32)[:, : len(part)])
             done += len(part)
         return np.concatenate(found, axis=1)
+
+    # -- one text, step by step
+
+    def prefill(self, tokens: Sequence[int], *, room: int = 256) -> int:
+        """Forget all, read `tokens`, return the likeliest next one. There is room for as many as `context` says."""
+        self._state, self._length = self.model.make_state(), 0
+        return self._next(tokens)
+
+    def decode(self, token: int) -> int:
+        """Read one more token, return the likeliest next one. Raises ModelError where there is no room for it."""
+        return self._next([token])
+
+    def clear(self) -> None:
+        """Forget what was read."""
+        self._state, self._length = None, 0
+
+    def _next(self, tokens: Sequence[int]) -> int:
+        if self._state is None:
+            raise ModelError("nothing was read yet", remedy="call prefill first")
+        logits = self.read(tokens, self._state, start=self._length)
+        self._length += len(tokens)
+        return int(logits[0, -1].argmax())
+
+    # -- texts
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         """What the model writes after each prompt of ids, greedily, up to and without a token that ends it."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from edgeforge import onnx_graph
 
 if TYPE_CHECKING:
     from edgeforge.runtimes.onnxruntime import OnnxSession
@@ -24,6 +27,7 @@ class OnnxDecoder:
         self._session = session
         self._empty = {name: shape for name, _, shape in session.interface()[0] if name.startswith(PAST)}
         self._ends = _ends(folder)
+        self.clear()
 
     def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         """Logits (N, length, vocabulary) of whole texts, nothing remembered."""
@@ -44,6 +48,29 @@ class OnnxDecoder:
         )
         logits = found.pop("logits")
         return logits, {name.replace(PRESENT, PAST, 1): value for name, value in found.items()}
+
+    # -- one text, step by step
+
+    def prefill(self, tokens: Sequence[int], *, room: int = 256) -> int:
+        """Forget all, read `tokens`, return the likeliest next one. There is always room for more."""
+        self.clear()
+        return self._next(tokens)
+
+    def decode(self, token: int) -> int:
+        """Read one more token, return the likeliest next one."""
+        return self._next([token])
+
+    def clear(self) -> None:
+        """Forget what was read."""
+        self._cache, self._length = self.empty(1), 0
+
+    def _next(self, tokens: Sequence[int]) -> int:
+        self._length += len(tokens)
+        mask = np.ones((1, self._length), dtype=np.int64)
+        logits, self._cache = self.step(np.asarray([tokens], dtype=np.int64), mask, self._cache)
+        return int(logits[0, -1].argmax())
+
+    # -- texts
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         """What the model writes after each prompt of ids, greedily, up to and without a token that ends it."""
@@ -72,3 +99,26 @@ def _ends(folder: Path) -> frozenset[int]:
             if found is not None:
                 return frozenset(found if isinstance(found, list) else [found])
     return frozenset()
+
+
+def context_length(folder: Path) -> int | None:
+    """Tokens of the longest text, as the config beside the model says; None where it says nothing."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings")
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def bytes_per_token(folder: Path) -> int:
+    """Bytes of all constants in the file; of tables that rows are only taken from (embeddings), one row."""
+    graph = onnx_graph.load(folder).graph
+    users = defaultdict(set)
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            users[name].add((node.op_type, position))
+    total = 0
+    for tensor in graph.initializer:
+        looked_up = tensor.dims and users[tensor.name] <= {("Gather", 0), ("GatherBlockQuantized", 0)}
+        total += int(tensor.ByteSize()) // (tensor.dims[0] if looked_up else 1)
+    return total

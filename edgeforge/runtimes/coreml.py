@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -78,3 +79,9 @@ class Coreml(Runtime):
             return session_of(model, model.user_defined_metadata, model.get_spec().description.input)
         except (RuntimeError, OSError, KeyError, ValueError) as error:
             raise ModelError(f"Core ML cannot open it: {error}", where=str(folder / PACKAGE)) from error
+
+    def context_length(self, folder: Path) -> int | None:
+        """See Runtime: how many tokens the package's state has room for."""
+        spec = load_coremltools().utils.load_spec(str(folder / PACKAGE))
+        found = json.loads(spec.description.metadata.userDefined[TOKENS_KEY] or "{}").get("context")
+        return int(found) if found is not None else None

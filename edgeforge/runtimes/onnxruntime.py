@@ -11,7 +11,7 @@ from edgeforge.core.errors import ModelError
 from edgeforge.core.extras import require
 from edgeforge.onnx_graph import MODEL
 from edgeforge.runtimes import Runtime
-from edgeforge.runtimes._onnx_decoder import PAST, OnnxDecoder
+from edgeforge.runtimes._onnx_decoder import PAST, OnnxDecoder, bytes_per_token, context_length
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +43,14 @@ class Onnxruntime(Runtime):
         """See Runtime. Raises ModelError where the file is missing, damaged, or has operators unknown here."""
         session = OnnxSession(folder / MODEL, threads=threads)
         return OnnxDecoder(session, folder) if session.remembers else session
+
+    def context_length(self, folder: Path) -> int | None:
+        """See Runtime: what the config beside the file says."""
+        return context_length(folder)
+
+    def bytes_per_token(self, folder: Path) -> int | None:
+        """See Runtime."""
+        return bytes_per_token(folder)
 
 
 class OnnxSession:

@@ -22,6 +22,7 @@ from edgeforge.device import own_folder, profile
 from edgeforge.environment import fingerprint
 from edgeforge.links import Link, Start, Subject, Timings, Workload, link_of
 from edgeforge.runtimes import runtime_for
+from edgeforge.stages import _text_benchmark
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +44,12 @@ class Benchmark(Stage):
     (runtime library and disk cache warm), first inference and peak memory come from `starts` fresh processes.
     Time in which other programs held the process's core is not counted where the system says how much it was (Linux).
     A file whose runtime cannot run on the device gets no numbers and a reason.
+
+    Of a language model, what llama-bench measures: `prefill_tokens_per_s` of a prompt of `prompt_tokens` real tokens,
+    which is also said as the time to the first token (`first_token_ms`), and `decode_tokens_per_s` of `new_tokens`
+    written one by one from an empty memory. `latency_ms` is the time for one of these, so that budgets and ratios of
+    latency are of the speed of writing. `memory_bandwidth_percent` is what writing reads (all weights, once for each
+    token) in percent of what the processor can read, probed in the same round on a block in huge pages.
     """
 
     kind: Literal["benchmark"] = "benchmark"
@@ -60,6 +67,13 @@ class Benchmark(Stage):
     accuracy_samples: int = Field(
         default=0, ge=0, description="Test samples the device itself answers, so that its accuracy is known; 0: none."
     )
+    prompt_tokens: int = Field(
+        default=512, ge=1, description="Of language models: tokens of the prompt; fewer where a model takes fewer."
+    )
+    new_tokens: int = Field(default=128, ge=1, description="Of language models: tokens written one by one.")
+    text_rounds: int = Field(
+        default=10, ge=3, description="Of language models: how often each file reads the prompt, and writes."
+    )
 
     accepts: ClassVar[frozenset[str]] = frozenset({"onnx", "openvino", "coreml", "gguf"})
     makes: ClassVar[str] = "measurements"
@@ -70,16 +84,23 @@ class Benchmark(Stage):
         "edgeforge.links._answers",
         "edgeforge.links._conditions",
         "edgeforge.links._local_worker",
+        "edgeforge.links._memory",
         "edgeforge.links._programs",
         "edgeforge.links._remote",
         "edgeforge.links._runner",
+        "edgeforge.links._text_worker",
         "edgeforge.links._worker",
         "edgeforge.links.adb",
         "edgeforge.links.local",
         "edgeforge.links.ssh",
         "edgeforge.openvino_graph",
+        "edgeforge.runtimes._coreml_decoder",
+        "edgeforge.runtimes._llama.model",
+        "edgeforge.runtimes._onnx_decoder",
+        "edgeforge.runtimes.llama_cpp",
         "edgeforge.runtimes.onnxruntime",
         "edgeforge.runtimes.openvino",
+        "edgeforge.stages._text_benchmark",
     )
 
     def identity(self) -> dict[str, Any]:
@@ -113,6 +134,8 @@ class Benchmark(Stage):
     def _measured(self, inputs: Mapping[str, Artifact], job: Job, link: Link) -> dict[str, Any]:
         data = job.data
         interface = data.interface
+        if interface.per_token:
+            return self._texts(inputs, job, link)
         with tempfile.TemporaryDirectory(prefix="edgeforge-") as name:
             folder = Path(name)
             indices = range(min(REAL_INPUTS, data.size("test")))
@@ -134,6 +157,37 @@ class Benchmark(Stage):
             facts = self._facts(workload, link.measure(workload, job.progress), link)
             if self.accuracy_samples:
                 facts["on_device"] = self._answered(subjects["model"], job, link, folder / "shard.npz")
+        return facts
+
+    def _texts(self, inputs: Mapping[str, Artifact], job: Job, link: Link) -> dict[str, Any]:
+        if not link.times_texts:
+            return {"reason": f"language models are not measured over the link {link.kind} yet"}
+        subjects = _subjects(inputs, link)
+        limit = _text_benchmark.longest_text(subjects)
+        prompt = _text_benchmark.prompt(job.data, min(self.prompt_tokens, limit or self.prompt_tokens))
+        with tempfile.TemporaryDirectory(prefix="edgeforge-") as name:
+            path = Path(name) / "inputs.npz"
+            _text_benchmark.save(path, prompt)
+            workload = Workload(
+                subjects=subjects,
+                inputs=path,
+                threads=self.threads,
+                samples=self.text_rounds,
+                starts={"model": self.starts},
+                warmup=min(1, self.warmup),
+                min_sample_ms=self.min_sample_ms,
+                seed=job.seed,
+                new_tokens=min(self.new_tokens, limit - 1 if limit else self.new_tokens),
+                sustained={"model": self.sustained_s} if self.sustained_s else {},
+            )
+            timings = link.measure(workload, job.progress)
+            facts = self._facts(workload, timings, link)
+        del facts["min_sample_ms"]
+        memory = {"gb_per_s": statistics.median(timings.memory_gb_per_s), "samples": list(timings.memory_gb_per_s)}
+        facts["conditions"]["memory"] = {**timings.conditions["memory"], **memory}
+        if self.accuracy_samples:
+            reason = "language models are evaluated by the stage `evaluate`"
+            facts["on_device"] = {"samples": 0, "metrics": None, "reason": reason}
         return facts
 
     def _answered(self, subject: Subject, job: Job, link: Link, inputs: Path) -> dict[str, Any]:
@@ -158,8 +212,8 @@ class Benchmark(Stage):
 
     def _facts(self, workload: Workload, timings: Timings, link: Link) -> dict[str, Any]:
         rows = {
-            name: [row.model_dump(mode="json") for row in self._rows(name, subject, timings, link)]
-            for name, subject in workload.subjects.items()
+            name: [row.model_dump(mode="json") for row in self._rows(name, workload, timings, link)]
+            for name in workload.subjects
         }
         facts: dict[str, Any] = {
             "measurements": rows["model"],
@@ -180,8 +234,11 @@ class Benchmark(Stage):
             ).model_dump(mode="json")
         return facts
 
-    def _rows(self, name: str, subject: Subject, timings: Timings, link: Link) -> list[MeasurementRow]:
+    def _rows(self, name: str, workload: Workload, timings: Timings, link: Link) -> list[MeasurementRow]:
+        subject = workload.subjects[name]
         samples = {"latency_ms": timings.latency_ms[name]}
+        if workload.new_tokens:
+            samples |= _text_benchmark.samples(name, subject, timings)
         if starts := timings.starts.get(name):
             for metric in Start.model_fields:
                 samples[metric] = tuple(getattr(start, metric) for start in starts)

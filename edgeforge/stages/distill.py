@@ -18,7 +18,18 @@ from edgeforge.losses.soft_targets import SoftTargets
 from edgeforge.students import Student
 from edgeforge.students.width import Width
 from edgeforge.teachers import Teacher
-from edgeforge.training.recipe import Recipe, check_losses, check_teacher, default_teacher, needs_teacher
+from edgeforge.training.mixture import open_mixed
+from edgeforge.training.on_policy import OnPolicy
+from edgeforge.training.recipe import (
+    MODULES,
+    NOT_IDENTITY,
+    Recipe,
+    check_fits,
+    check_losses,
+    check_teacher,
+    default_teacher,
+    needs_teacher,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,30 +53,34 @@ class Distill(Stage, Recipe):
     teacher: Annotated[Teacher, OneOf("edgeforge.teachers")] = Field(
         default=default_teacher(), description="Who teaches."
     )
+    on_policy: OnPolicy | None = Field(
+        default=None, description="Teach on texts that the student writes, too (language models); absent: no."
+    )
 
     needs: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate")
-    uses: ClassVar[tuple[str, ...]] = (
-        "edgeforge.training.loop",
-        "edgeforge.training.objective",
-        "edgeforge.training.precision",
-    )
+    uses: ClassVar[tuple[str, ...]] = MODULES
     distributed: ClassVar[bool] = True
 
     def identity(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude={"name", "teacher", "checkpoint_seconds"})
+        return self.model_dump(mode="json", exclude={**NOT_IDENTITY, "teacher": True})
 
     def sources(self) -> Mapping[str, Any]:
-        return {"teacher": self.teacher.source()}
+        return {"teacher": self.teacher.source(), **self.written()}
 
     def check(self) -> None:
         check_losses(self.losses)
-        check_teacher(self.teacher, self.losses)
+        check_teacher(self.teacher, self.losses, self.on_policy)
 
     def work(self, train_size: int) -> int:
         return self.total_steps(train_size) * self.batch_size
 
     def rehearse(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
-        return self.student.build(model, task, task.open().interface)
+        data = task.open()
+        if needs_teacher(self.losses):
+            self.teacher.check_data(data)
+        student = self.student.build(model, task, data.interface)
+        check_fits(self, student, task)
+        return student
 
     def run(self, inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any]:
         import torch
@@ -76,7 +91,7 @@ class Distill(Stage, Recipe):
         from edgeforge.training.objective import Trainee
 
         teacher_model = loading.load(inputs["teacher"].path)
-        data = job.task.open(inputs["teacher"].path)
+        data = open_mixed(job.task, self.mix, inputs, reader="teacher")
         interface = data.interface
         torch.manual_seed(derive(job.seed, "student"))
         student = self.student.build(teacher_model, job.task, interface)

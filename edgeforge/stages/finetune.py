@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.errors import IncompatiblePlanError
 from edgeforge.core.stage import Job, Stage
-from edgeforge.core.task import Split
-from edgeforge.training.recipe import Recovery, check_losses, check_teacher, default_teacher, needs_teacher
+from edgeforge.core.task import Split, Task
+from edgeforge.training.mixture import open_mixed
+from edgeforge.training.recipe import (
+    MODULES,
+    NOT_IDENTITY,
+    Recovery,
+    check_fits,
+    check_losses,
+    check_teacher,
+    default_teacher,
+    needs_teacher,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Finetune(Stage, Recovery):
@@ -18,25 +31,21 @@ class Finetune(Stage, Recovery):
     kind: Literal["finetune"] = "finetune"
 
     needs: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate")
-    uses: ClassVar[tuple[str, ...]] = (
-        "edgeforge.training.loop",
-        "edgeforge.training.objective",
-        "edgeforge.training.precision",
-    )
+    uses: ClassVar[tuple[str, ...]] = MODULES
     distributed: ClassVar[bool] = True
 
     def identity(self) -> dict[str, Any]:
         # The teacher is one of the inputs, whose keys stand beside this.
-        return self.model_dump(mode="json", exclude={"name", "teacher", "checkpoint_seconds"})
+        return self.model_dump(mode="json", exclude={**NOT_IDENTITY, "teacher": True})
 
     def sources(self) -> Mapping[str, Any]:
         if not needs_teacher(self.losses):
-            return {}
-        return {"teacher": (self.teacher or default_teacher()).source()}
+            return self.written()
+        return {"teacher": (self.teacher or default_teacher()).source(), **self.written()}
 
     def check(self) -> None:
         check_losses(self.losses)
-        check_teacher(self.teacher, self.losses)
+        check_teacher(self.teacher, self.losses, self.on_policy)
         if self.teacher is not None and not needs_teacher(self.losses):
             raise IncompatiblePlanError(
                 "a teacher is named, but no loss asks for one", remedy="add e.g. `- soft_targets` to `losses`"
@@ -45,6 +54,12 @@ class Finetune(Stage, Recovery):
     def work(self, train_size: int) -> int:
         return self.total_steps(train_size) * self.batch_size
 
+    def rehearse(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
+        if self.teacher is not None and needs_teacher(self.losses):
+            self.teacher.check_data(task.open())
+        check_fits(self, model, task)
+        return model
+
     def run(self, inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any]:
         from edgeforge.models import loading
         from edgeforge.models.footprint import footprint
@@ -52,7 +67,7 @@ class Finetune(Stage, Recovery):
         from edgeforge.training.objective import Trainee
 
         model = loading.load(inputs["model"].path)
-        data, teacher = job.data, None
+        data, teacher = open_mixed(job.task, self.mix, inputs, reader="model"), None
         if needs_teacher(self.losses):
             source = inputs.get("logits", inputs["teacher"])
             teacher = (self.teacher or default_teacher()).open(source, job.accelerator.device, data)

@@ -27,4 +27,4 @@ class Quantize(Stage):
         return format
 
     def run(self, inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any]:
-        return {"quantization": {"kind": self.quantizer.kind, **self.quantizer.quantize(inputs["model"], job)}}
+        return {"quantization": {"kind": self.quantizer.kind, **self.quantizer.quantize_with(inputs, job)}}

@@ -12,7 +12,8 @@ from pydantic import Field
 from edgeforge import runtimes, verification
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.stage import Job, Stage
-from edgeforge.verification import Check, Parity, outcome, verification_of
+from edgeforge.verification import Check, Parity, _golden, outcome, verification_of
+from edgeforge.verification._recorded import recorded_check
 
 
 class Verify(Stage):
@@ -37,7 +38,10 @@ class Verify(Stage):
     in_chain: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "torch", "transformers")
     uses: ClassVar[tuple[str, ...]] = (
+        "edgeforge.models.batch_norm",
         "edgeforge.models.loading",
+        "edgeforge.models.operations",
+        "edgeforge.models.quantized_weights",
         "edgeforge.onnx_graph",
         "edgeforge.runtimes.onnxruntime",
         "edgeforge.verification",
@@ -56,6 +60,11 @@ class Verify(Stage):
             why = f"EdgeForge cannot verify {inputs['file'].format} files"
             return outcome(Parity("nothing", None, why), [Check("verification", False, why)])
         facts = dict(checker.verify(inputs, job))
+        same = recorded_check(inputs["model"], job)
+        facts["checks"] = [*facts["checks"], *(_plain(check) for check in same)]
+        for check in same:
+            if check.passed is False:
+                facts["passed"], facts["reason"] = False, facts["reason"] or f"{check.name}: {check.detail}"
         missed = [limit for limit in self._limits(facts.get("fidelity")) if not limit.passed]
         for check in facts["checks"]:
             if check["passed"] is None:
@@ -63,10 +72,9 @@ class Verify(Stage):
         if missed:
             facts["passed"] = False
             facts["reason"] = facts["reason"] or f"{missed[0].name}: {missed[0].detail}"
-            facts["checks"] = [
-                *facts["checks"],
-                *({"name": c.name, "passed": c.passed, "detail": c.detail} for c in missed),
-            ]
+            facts["checks"] = [*facts["checks"], *map(_plain, missed)]
+        if facts["passed"]:
+            facts["golden"] = _golden.write(inputs, job)
         return facts
 
     def _limits(self, fidelity: Mapping[str, Any] | None) -> list[Check]:
@@ -83,6 +91,10 @@ class Verify(Stage):
             Check(name, passed, f"{value:.3f}, limit {limit:g}")
             for (name, value, passed), limit in zip(found, limits, strict=True)
         ]
+
+
+def _plain(check: Check) -> dict[str, Any]:
+    return {"name": check.name, "passed": check.passed, "detail": check.detail}
 
 
 def _installed(distribution: str) -> str | None:

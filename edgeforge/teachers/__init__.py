@@ -26,6 +26,13 @@ class Teacher(Spec):
         """Which artifact it reads: a stage's name, a model of its own, or None for the chain's model."""
         raise NotImplementedError
 
+    def keeps(self) -> int | None:
+        """How many of its likeliest answers it gives, beside the sum of all others; None: it gives all."""
+        return None
+
+    def check_data(self, data: TaskData) -> None:
+        """Refuse data that it cannot answer about, before any work. Raises IncompatiblePlanError."""
+
     def open(self, artifact: Artifact, device: torch.device, data: TaskData) -> OpenTeacher:
         """Ready to answer batches of `data`, the student's. Raises ModelError where it cannot read them."""
         raise NotImplementedError

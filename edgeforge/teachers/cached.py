@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from pydantic import Field
+
 from edgeforge.core.artifact import Artifact
-from edgeforge.core.errors import ModelError
+from edgeforge.core.errors import IncompatiblePlanError, ModelError
 from edgeforge.teachers import OpenTeacher, Teacher
+from edgeforge.teachers import _kept as kept
 from edgeforge.teachers._source import TeachingModel
 
 if TYPE_CHECKING:
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from edgeforge.core.task import Batch, TaskData
 
 ANSWERS = "logits.safetensors"
+MOST_BYTES = 4 << 30
+"""Of answers kept whole, where `top_k` would do."""
 
 
 class Cached(TeachingModel, Teacher):
@@ -25,23 +30,83 @@ class Cached(TeachingModel, Teacher):
     A step of its own computes them, so a later student of the same teacher, in this or another pipeline with the same
     store, starts without a teacher forward. Kept are logits, 4 bytes per sample and label. Losses that read a
     teacher's layers, and augmented images, need a teacher that is asked each time: `model`.
+
+    A language model answers for every token, so that all it says would fill the disk (SmolLM2: 200 kB per token). With
+    `top_k`, kept are the k likeliest tokens and the sum of all others: 4k + 2 bytes per token. 64 hold 89 % of what
+    SmolLM2 says on average, and 256 hold 95 %.
     """
 
     kind: Literal["cached"] = "cached"
+    top_k: int | None = Field(
+        default=None,
+        ge=1,
+        le=65536,
+        description="Keep each token's k likeliest answers and the sum of all others (language models; `soft_targets`, "
+        "`reverse_kl` and `jensen_shannon` at temperature 1); absent: every logit.",
+    )
 
     logits_only: ClassVar[bool] = True
+    uses: ClassVar[tuple[str, ...]] = ("edgeforge.teachers._kept", "edgeforge.models.buckets")
+
+    def keeps(self) -> int | None:
+        return self.top_k
+
+    def size_bytes(self, data: TaskData) -> int:
+        """What answers about all of `data` take on disk; of a language model at most that."""
+        samples, interface = data.size("transfer"), data.interface
+        if not interface.per_token:
+            return samples * len(interface.labels) * 4
+        vocabulary = interface.text.vocabulary_size
+        per_token = kept.record(min(self.top_k or vocabulary, vocabulary), vocabulary).itemsize
+        return samples * interface.text.max_length * per_token
+
+    def check_data(self, data: TaskData) -> None:
+        interface = data.interface
+        if self.top_k is not None and not interface.per_token:
+            raise IncompatiblePlanError(
+                f"`top_k` is for answers about every token, and the task has {len(interface.labels)} labels a sample",
+                where="teacher.top_k",
+                remedy="leave it out: every logit is kept",
+            )
+        if self.top_k is None and interface.per_token and self.size_bytes(data) > MOST_BYTES:
+            raise IncompatiblePlanError(
+                f"every logit for every token would take {self.size_bytes(data) / 1e9:,.0f} GB",
+                where="teacher",
+                remedy=f"keep the likeliest: {{kind: cached, top_k: 64}} takes "
+                f"{Cached(top_k=64).size_bytes(data) / 1e9:.2g} GB",
+            )
 
     def open(self, artifact: Artifact, device: torch.device, data: TaskData) -> OpenTeacher:
         """See Teacher; `artifact` holds the answers. Raises ModelError where they are not for these data."""
+        if data.interface.per_token:
+            answers = kept.Answers(artifact.path)
+            _check_count(len(answers), data, artifact.path)
+            _check_vocabulary(answers.vocabulary, data, artifact.path)
+            return _RememberingTokens(answers, device)
         logits = read_answers(artifact.path)
-        wanted = data.size("transfer")
-        if len(logits) != wanted:
-            raise ModelError(
-                f"answers about {len(logits)} samples are kept, and the data have {wanted}",
-                where=str(artifact.path),
-                remedy="the data changed while the pipeline ran: run it again",
-            )
+        _check_count(len(logits), data, artifact.path)
         return _Remembering(logits.to(device))
+
+
+def _check_count(kept: int, data: TaskData, path: Path) -> None:
+    wanted = data.size("transfer")
+    if kept != wanted:
+        raise ModelError(
+            f"answers about {kept} samples are kept, and the data have {wanted}",
+            where=str(path),
+            remedy="the data changed while the pipeline ran: run it again",
+        )
+
+
+def _check_vocabulary(kept: int, data: TaskData, path: Path) -> None:
+    if kept != data.interface.text.vocabulary_size:
+        raise ModelError(
+            f"answers about a vocabulary of {kept} are kept, and the student's has "
+            f"{data.interface.text.vocabulary_size}",
+            where=str(path),
+            remedy="use `teacher: model`, whose answers are translated where the student's vocabulary was cut out of "
+            "the teacher's; or distil by sequence: `generate`, then `finetune` with `mix`",
+        )
 
 
 class _Remembering(OpenTeacher):
@@ -51,9 +116,41 @@ class _Remembering(OpenTeacher):
     def __call__(self, batch: Batch, outputs: frozenset[str]) -> ModelOutput:
         from transformers.modeling_outputs import SequenceClassifierOutput
 
-        if outputs:
-            raise ModelError(f"a cached teacher keeps no {', '.join(sorted(outputs))}", remedy="use `teacher: model`")
+        _refuse(outputs)
         return SequenceClassifierOutput(logits=self._logits[batch["rows"]])
+
+
+class _RememberingTokens(OpenTeacher):
+    """Answers for the labelled tokens of a batch, in order (see `edgeforge.losses._rows`); or dense, with all kept."""
+
+    def __init__(self, answers: kept.Answers, device: torch.device) -> None:
+        self._answers, self._device = answers, device
+
+    def __call__(self, batch: Batch, outputs: frozenset[str]) -> ModelOutput:
+        from transformers.modeling_outputs import CausalLMOutput
+        from transformers.utils import ModelOutput
+
+        from edgeforge.core.task import NO_LABEL
+
+        _refuse(outputs)
+        labelled = batch["labels"] != NO_LABEL
+        ids, values = self._answers.of(batch["rows"].tolist())
+        if len(ids) != int(labelled.sum()):
+            raise ModelError(
+                f"answers about {len(ids)} tokens are kept for texts in which {int(labelled.sum())} are to be learnt",
+                remedy="the data changed while the pipeline ran: run it again",
+            )
+        ids, values = ids.to(self._device), values.to(self._device)
+        if ids.shape[1] < self._answers.vocabulary:
+            return ModelOutput(bucket_ids=ids, bucket_log_probabilities=values)
+        logits = values.new_zeros(*labelled.shape, self._answers.vocabulary)
+        logits[labelled] = values.new_empty(values.shape).scatter_(1, ids.long(), values)
+        return CausalLMOutput(logits=logits)
+
+
+def _refuse(outputs: frozenset[str]) -> None:
+    if outputs:
+        raise ModelError(f"a cached teacher keeps no {', '.join(sorted(outputs))}", remedy="use `teacher: model`")
 
 
 def write_answers(logits: torch.Tensor, folder: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from edgeforge.core.artifact import Artifact
+from edgeforge.core.errors import ModelError
 from edgeforge.core.task import model_inputs
 from edgeforge.teachers import OpenTeacher, Teacher
 from edgeforge.teachers._regular import regular
@@ -19,8 +21,18 @@ if TYPE_CHECKING:
     from edgeforge.core.task import Batch, Interface, TaskData
 
 
+BY_SEQUENCE = (
+    "distil by sequence, which works between any two vocabularies: let the teacher write texts (`generate`) and "
+    "fine-tune the student on them (`finetune` with `mix`)"
+)
+
+
 class Model(TeachingModel, Teacher):
-    """The chain's model so far, an earlier stage's, or any other model of the same task."""
+    """The chain's model so far, an earlier stage's, or any other model of the same task.
+
+    Of a language model, the student's vocabulary may have been cut out of its own: its answers are then those for the
+    tokens that were kept, which a softmax makes a distribution again.
+    """
 
     kind: Literal["model"] = "model"
 
@@ -30,6 +42,8 @@ class Model(TeachingModel, Teacher):
         """See Teacher. Raises ModelError where the artifact's files cannot be used, too."""
         from edgeforge.models import loading
 
+        if data.interface.per_token:
+            return _AnsweringTokens(artifact.path, device, data)
         model = loading.load(artifact.path).to(device)
         return _Answering(model, data.for_model(artifact.path), data.interface)
 
@@ -51,4 +65,37 @@ class _Answering(OpenTeacher):
         with torch.no_grad():
             answer = run(self._model, model_inputs(self._translated(asked)), outputs)
         answer["logits"] = answer.logits[: len(next(iter(batch.values())))]
+        return answer
+
+
+class _AnsweringTokens(OpenTeacher):
+    """The same for every token. Batches are asked about as they come: they are large, and of one length mostly."""
+
+    def __init__(self, path: Path, device: torch.device, data: TaskData) -> None:
+        from edgeforge.models import loading
+
+        try:
+            self._translated = data.for_model(path)
+        except ModelError as error:
+            raise ModelError(error.what, where=error.where, remedy=BY_SEQUENCE) from error
+        self._model = loading.load(path).to(device).eval().requires_grad_(False)
+        self._tokens = self._own_ids(data.interface, device)
+
+    def _own_ids(self, interface: Interface, device: torch.device) -> torch.Tensor | None:
+        """The ids here of the student's tokens, int64, (tokens,); None where they are the same."""
+        import torch
+
+        ids = torch.arange(interface.text.vocabulary_size, device=device)
+        own = self._translated({"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]})["input_ids"][0]
+        return None if torch.equal(own, ids) else own
+
+    def __call__(self, batch: Batch, outputs: frozenset[str]) -> ModelOutput:
+        import torch
+
+        from edgeforge.models.outputs import run
+
+        with torch.no_grad():
+            answer = run(self._model, model_inputs(self._translated(batch)), outputs)
+        if self._tokens is not None:
+            answer["logits"] = answer.logits.index_select(-1, self._tokens)
         return answer

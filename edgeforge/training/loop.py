@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,16 +20,16 @@ from edgeforge.core.errors import ConfigurationError
 from edgeforge.core.report import FALLING
 from edgeforge.core.seeds import derive
 from edgeforge.core.stage import Job
-from edgeforge.core.task import Answers, Batch, Split, TaskData
+from edgeforge.core.task import NO_LABEL, Answers, Batch, Split, TaskData
 from edgeforge.losses import Training
 from edgeforge.store import CHECKPOINT
 from edgeforge.training import checkpoint
+from edgeforge.training.adapters import changing, restore
+from edgeforge.training.mixture import Mixture, passes
 from edgeforge.training.objective import Trainee
+from edgeforge.training.on_policy import OnPolicy
 from edgeforge.training.precision import autocast, uses_bfloat16
 from edgeforge.training.recipe import Recipe
-
-if TYPE_CHECKING:
-    pass
 
 REPORT_EVERY = 10  # steps between progress updates, each of which reads the loss off the device
 
@@ -49,8 +49,8 @@ class _State:
 def fit(trainee: Trainee, recipe: Recipe, *, data: TaskData, job: Job, split: Split = "train") -> dict[str, Any]:
     """Train a student in place on a split of `data`; return its history for the report.
 
-    Goes on from ``job.folder/checkpoint`` where a checkpoint is there. Raises ConfigurationError where the loss stops
-    being a number.
+    Goes on from ``job.folder/checkpoint`` where a checkpoint is there. The recipe's adapters are merged at the end.
+    Raises ConfigurationError where the loss stops being a number.
     """
     training = _Training(trainee, recipe, data, split, job)
     training.resume()
@@ -60,16 +60,22 @@ def fit(trainee: Trainee, recipe: Recipe, *, data: TaskData, job: Job, split: Sp
 
 class _Training:
     def __init__(self, trainee: Trainee, recipe: Recipe, data: TaskData, split: Split, job: Job) -> None:
-        self.recipe, self.job, self.data, self.split = recipe, job, data, split
+        self.recipe, self.job, self.split = recipe, job, split
+        self.samples = data
+        self.data = data.own if isinstance(data, Mixture) else data
         self.accelerator = job.accelerator
-        self.size = self.data.size(split)
+        self.epoch = list(passes(data, split))
+        self.size = len(self.epoch)
         self.per_epoch = max(1, self.size // recipe.batch_size)
         self.total = recipe.total_steps(self.size)
         self.state = _State()
+        self.on_policy: OnPolicy | None = getattr(recipe, "on_policy", None)
+        torch.manual_seed(derive(job.seed, "adapters"))
+        self.adapters = recipe.lora.attach(trainee.student) if recipe.lora is not None else None
         torch.manual_seed(derive(job.seed, "projections"))
         self.trainee = trainee.to(self.accelerator.device)
-        example = self._batch(list(range(min(2, self.size))), None)
-        self.trainee.make_loss_modules(example, Training(samples=self.size, seed=job.seed))
+        example = self._batch(self.epoch[:2], None)
+        self.trainee.make_loss_modules(example, Training(samples=data.size(split), seed=job.seed))
         if self.data.interface.pixels is not None:
             self.trainee.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = _optimizer(self.trainee, recipe)
@@ -107,12 +113,14 @@ class _Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate * _rate(self.recipe, step, self.total)
         total = torch.zeros((), device=self.accelerator.device)
-        pieces = list(self._pieces(indices))
-        for number, piece in enumerate(pieces):
-            batch = self._batch(piece, derive(self.job.seed, "augment", epoch))
-            waits = nullcontext() if number == len(pieces) - 1 else self.accelerator.no_sync(self.wrapped)
+        batches = [self._batch(piece, derive(self.job.seed, "augment", epoch)) for piece in self._pieces(indices)]
+        own_words = self.on_policy is not None and self.on_policy.applies(self.job.seed, step)
+        if own_words:
+            batches = self._rewritten(batches, step)
+        for number, (batch, share) in enumerate(zip(batches, self._shares(batches, len(indices)), strict=True)):
+            waits = nullcontext() if number == len(batches) - 1 else self.accelerator.no_sync(self.wrapped)
             with waits, self._precision():
-                loss = self.wrapped(batch, self.trainee.teacher_outputs(batch)) * (len(piece) / len(indices))
+                loss = self.wrapped(batch, self.trainee.teacher_outputs(batch), own_words) * share
                 loss = loss * self.accelerator.num_processes
             self.accelerator.backward(loss)
             total += loss.detach() / self.accelerator.num_processes
@@ -126,7 +134,8 @@ class _Training:
     def _order(self, epoch: int) -> list[int]:
         if getattr(self, "_ordered", None) != epoch:
             generator = torch.Generator().manual_seed(derive(self.job.seed, "order", epoch))
-            self._indices: list[int] = torch.randperm(self.size, generator=generator).tolist()
+            order = torch.randperm(self.size, generator=generator).tolist()
+            self._indices: list[int] = [self.epoch[position] for position in order]
             self._ordered = epoch
         return self._indices
 
@@ -137,8 +146,33 @@ class _Training:
         for number in range(count):
             yield mine[number::count]
 
+    def _shares(self, batches: Sequence[Batch], samples: int) -> list[float]:
+        """What part of the whole batch, over all processes, each piece is: by its samples, or by its labelled tokens.
+
+        So that every token counts the same wherever it stands.
+        """
+        if not self.data.interface.per_token:
+            return [len(batch["rows"]) / samples for batch in batches]
+        counts = torch.stack([(batch["labels"] != NO_LABEL).sum() for batch in batches])
+        whole = self.accelerator.reduce(counts.sum(), reduction="sum").clamp(min=1)
+        shares: list[float] = (counts.double() / whole).tolist()
+        return shares
+
+    def _rewritten(self, batches: Sequence[Batch], step: int) -> list[Batch]:
+        """The same pieces, in the student's own words."""
+        assert self.on_policy is not None
+        seeds = [
+            derive(self.job.seed, "own words", step, self.accelerator.process_index, piece)
+            for piece in range(len(batches))
+        ]
+        with self._precision():
+            pairs = zip(batches, seeds, strict=True)
+            found = [self.on_policy.rewritten(batch, self.trainee.student, seed) for batch, seed in pairs]
+        self.wrapped.train()
+        return found
+
     def _batch(self, indices: Sequence[int], augment_seed: int | None) -> Batch:
-        batch = self.data.batch(self.split, indices, augment_seed=augment_seed)
+        batch = self.samples.batch(self.split, indices, augment_seed=augment_seed)
         device = self.accelerator.device
         return {
             name: value.to(device, memory_format=torch.channels_last) if value.dim() == 4 else value.to(device)
@@ -153,7 +187,7 @@ class _Training:
             return
         # The usual warm-up of the decay keeps early, untrained weights from lingering.
         decay = min(self.recipe.ema, (1 + self.state.step) / (10 + self.state.step))
-        for name, value in self.trainee.student.state_dict().items():
+        for name, value in changing(self.trainee.student).items():
             kept = self.average[name]
             if value.is_floating_point():
                 kept.lerp_(value.detach(), 1 - decay)
@@ -194,11 +228,11 @@ class _Training:
                 "keep: best needs a validation split", where="task.validation", remedy="set it above 0"
             )
         current = _copy(self.trainee.student)
-        self.trainee.student.load_state_dict(self._kept())
+        restore(self.trainee.student, self._kept())
         self.trainee.student.eval()
         with torch.no_grad():
             found = self.job.task.evaluate(Answers(self._logits), self.data, "validation")
-        self.trainee.student.load_state_dict(current)
+        restore(self.trainee.student, current)
         self.wrapped.train()
         name, value = next(iter(found.metrics.items()))
         if name == "reason":
@@ -211,14 +245,14 @@ class _Training:
         return logits
 
     def _kept(self) -> dict[str, torch.Tensor]:
-        return self.average if self.recipe.ema else self.trainee.student.state_dict()
+        return self.average if self.recipe.ema else changing(self.trainee.student)
 
     # -- interruption
 
     def _checkpoint(self) -> None:
         if self.accelerator.is_main_process:
             tensors = {
-                "trainee": self.trainee.state_dict(),
+                "trainee": changing(self.trainee),
                 "optimizer": checkpoint.optimizer_tensors(self.optimizer),
                 "average": self.average,
                 "best": self.best,
@@ -235,7 +269,7 @@ class _Training:
         state.pop("total")
         state["best"] = -math.inf if state["best"] is None else state["best"]
         self.state = _State(**state)
-        self.trainee.load_state_dict(checkpoint.read(found, "trainee"))
+        restore(self.trainee, checkpoint.read(found, "trainee"))
         checkpoint.restore_optimizer(self.optimizer, checkpoint.read(found, "optimizer"))
         self.average = checkpoint.read(found, "average")
         self.best = checkpoint.read(found, "best")
@@ -243,7 +277,9 @@ class _Training:
     def finish(self) -> dict[str, Any]:
         """Leave the kept weights in the model, in eval mode on the CPU; return the history."""
         kept = self.best if self.recipe.keep == "best" else self._kept()
-        self.trainee.student.load_state_dict(kept)
+        restore(self.trainee.student, kept)
+        if self.adapters is not None:
+            self.adapters.merge()
         self.trainee.student.to("cpu", memory_format=torch.contiguous_format)
         self.trainee.student.eval()
         history = {name: values for name, values in self.state.history.items() if values}
@@ -275,7 +311,7 @@ def _rate(recipe: Recipe, step: int, total: int) -> float:
 
 
 def _copy(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+    return {name: value.detach().clone() for name, value in changing(model).items()}
 
 
 def _finite(state: dict[str, Any]) -> dict[str, Any]:

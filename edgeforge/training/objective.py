@@ -47,11 +47,14 @@ class Trainee(nn.Module):
         """The teacher's outputs for a batch, without gradients; None where no loss asks for them."""
         return self._teach[0](batch, self.outputs) if self._teach else None
 
-    def forward(self, batch: Batch, teacher: ModelOutput | None) -> torch.Tensor:
+    def forward(self, batch: Batch, teacher: ModelOutput | None, own_words: bool = False) -> torch.Tensor:
+        """`own_words`: the student wrote this batch, so that nothing in it is known to be right but by the teacher."""
         student = run(self.student, model_inputs(batch), self.outputs)
         terms, modules = [], dict(self.loss_modules)
         # Models may run in bfloat16; differences between two of them are too small for it.
         with torch.autocast(batch["labels"].device.type, enabled=False):
             for position, loss in enumerate(self.losses):
+                if own_words and not loss.needs_teacher:
+                    continue
                 terms.append(loss.weight * loss.compute(student, teacher, batch, modules.get(str(position))))
         return torch.stack(terms).sum()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,8 +13,27 @@ from edgeforge.losses import Loss
 from edgeforge.losses.hard_labels import HardLabels
 from edgeforge.teachers import Teacher
 from edgeforge.teachers.model import Model as TeacherModel
+from edgeforge.training.adapters import Lora
+from edgeforge.training.mixture import DATASET, Mix, check_task
+from edgeforge.training.on_policy import OnPolicy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from edgeforge.core.task import Task
 
 DEFAULT_EPOCHS = 5
+MODULES = (
+    "edgeforge.training.adapters",
+    "edgeforge.training.loop",
+    "edgeforge.training.mixture",
+    "edgeforge.training.objective",
+    "edgeforge.training.precision",
+    "edgeforge.training.sampling",
+)
+"""What decides how a training stage ends, beside its kinds."""
+NOT_IDENTITY: dict[str, Any] = {"name": True, "checkpoint_seconds": True, "mix": {"stage"}}
+"""What of a training stage cannot change its result. The written texts are an input, whose key stands beside this."""
 
 
 class Recipe(Spec):
@@ -24,7 +43,11 @@ class Recipe(Spec):
         default=None, ge=1, description=f"Passes over the training data; {DEFAULT_EPOCHS} where `steps` is absent too."
     )
     steps: int | None = Field(default=None, ge=1, description="Optimizer steps, instead of `epochs`.")
-    batch_size: int = Field(default=128, ge=1, description="Samples per optimizer step, over all processes together.")
+    batch_size: int = Field(
+        default=128,
+        ge=1,
+        description="Samples per optimizer step, over all processes together; of texts to go on with, windows.",
+    )
     accumulate: int = Field(
         default=1, ge=1, description="Pieces a batch is processed in, to save memory; gradients are summed."
     )
@@ -47,6 +70,8 @@ class Recipe(Spec):
     keep: Literal["last", "best"] = Field(
         default="last", description="`best`: the epoch with the best validation metric, instead of the last."
     )
+    mix: Mix | None = Field(default=None, description="Further texts that an earlier stage wrote; absent: none.")
+    lora: Lora | None = Field(default=None, description="Train low-rank adapters only; absent: all weights.")
     checkpoint_seconds: float = Field(
         default=30, ge=0, description="Time between checkpoints; a killed run goes on from the last one."
     )
@@ -58,6 +83,10 @@ class Recipe(Spec):
         if self.batch_size % self.accumulate:
             raise ValueError("'accumulate' must divide 'batch_size'")
         return self
+
+    def written(self) -> dict[str, str]:
+        """The further texts, as one of a stage's `sources`."""
+        return {} if self.mix is None else {DATASET: self.mix.stage}
 
     def total_steps(self, train_size: int) -> int:
         """Optimizer steps for a training split of this size; the last partial batch of an epoch is left out."""
@@ -75,6 +104,9 @@ class Recovery(Recipe):
     teacher: Annotated[Teacher, OneOf("edgeforge.teachers")] | None = Field(
         default=None, description="Who teaches, where a loss needs a teacher; absent: the model before pruning."
     )
+    on_policy: OnPolicy | None = Field(
+        default=None, description="Teach on texts that the student writes, too (language models); absent: no."
+    )
 
 
 def needs_teacher(losses: tuple[Loss, ...]) -> bool:
@@ -88,8 +120,8 @@ def check_losses(losses: tuple[Loss, ...]) -> None:
         raise IncompatiblePlanError("every loss has weight 0", remedy="give one of them a positive weight")
 
 
-def check_teacher(teacher: Teacher | None, losses: tuple[Loss, ...]) -> None:
-    """Raise IncompatiblePlanError where a loss reads more of the teacher than it can answer for."""
+def check_teacher(teacher: Teacher | None, losses: tuple[Loss, ...], on_policy: OnPolicy | None = None) -> None:
+    """Raise IncompatiblePlanError where the losses, or on-policy texts, ask more of the teacher than it can answer."""
     deeper = [loss.kind for loss in losses if loss.needs_teacher and loss.outputs]
     if teacher is not None and teacher.logits_only and deeper:
         raise IncompatiblePlanError(
@@ -97,6 +129,58 @@ def check_teacher(teacher: Teacher | None, losses: tuple[Loss, ...]) -> None:
             "the states of every layer and sample would fill the disk",
             where="teacher",
             remedy="use `teacher: model` in this stage, or losses on logits such as `soft_targets`",
+        )
+    if teacher is not None and teacher.keeps() is not None:
+        for loss in losses:
+            _check_buckets(loss, where="teacher.top_k")
+    if on_policy is not None:
+        _check_on_policy(teacher, losses)
+
+
+def _check_buckets(loss: Loss, where: str) -> None:
+    if loss.needs_teacher and not loss.compares_buckets:
+        raise IncompatiblePlanError(
+            f"`{loss.kind}` reads every logit, and `top_k` keeps the likeliest and the sum of the others",
+            where=where,
+            remedy="use `soft_targets`, `reverse_kl` or `jensen_shannon`, or `teacher: model`",
+        )
+    if loss.needs_teacher and getattr(loss, "temperature", 1.0) != 1.0:
+        raise IncompatiblePlanError(
+            f"`{loss.kind}` has a temperature other than 1, which makes more or less of each of the tokens whose sum "
+            "alone `top_k` keeps",
+            where=where,
+            remedy=f"use {{kind: {loss.kind}, temperature: 1}}, or `teacher: model`",
+        )
+
+
+def _check_on_policy(teacher: Teacher | None, losses: tuple[Loss, ...]) -> None:
+    if teacher is not None and teacher.logits_only:
+        raise IncompatiblePlanError(
+            f"a `{teacher.kind}` teacher answered before the student wrote anything",
+            where="on_policy",
+            remedy="use `teacher: model`, or leave `on_policy` out",
+        )
+    if not any(loss.needs_teacher and loss.weight > 0 for loss in losses):
+        raise IncompatiblePlanError(
+            "nobody judges what the student writes: no loss asks for a teacher",
+            where="on_policy",
+            remedy="add e.g. `- jensen_shannon` to `losses`",
+        )
+
+
+def check_fits(recipe: Recipe, model: PreTrainedModel, task: Task) -> None:
+    """Refuse what cannot be trained, by the model's shape and the task's data.
+
+    Raises ModelError, IncompatiblePlanError.
+    """
+    if recipe.lora is not None:
+        recipe.lora.names(model)
+    check_task(task, recipe.mix)
+    if getattr(recipe, "on_policy", None) is not None and not task.open().interface.per_token:
+        raise IncompatiblePlanError(
+            "only a language model writes texts, and this task has a label for each sample",
+            where="on_policy",
+            remedy="leave `on_policy` out",
         )
 
 

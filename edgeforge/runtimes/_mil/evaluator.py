@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -84,6 +85,17 @@ class Evaluator:
             for step in self._body.steps:
                 environment |= {declared.name: value for declared, value in self._apply(step, environment)}
         return environment
+
+    def nudged(self, kept: Container[str] = ()) -> Evaluator:
+        """The same function with every single floating-point number that operations read one step of float16 further,
+        but for those named in `kept`.
+
+        How far its results move says how much rounding such numbers to float16 matters. Not in inner blocks.
+        """
+        other = copy.copy(self)
+        known = {name: value if name in kept else _nudged(value) for name, value in self._body.known.items()}
+        other._body = replace(self._body, known=known)
+        return other
 
     # -- before the first run
 
@@ -231,6 +243,14 @@ def _compute(step: _Step, environment: Mapping[str, Any]) -> tuple[Any, ...]:
         reason = f"'{operation.type}' gives {len(results)} values, and the file names {len(operation.outputs)}"
         raise ModelError(reason, where=operation.where)
     return results
+
+
+def _nudged(value: Any) -> Any:
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() != 1:
+        return value
+    half = value.half()
+    above = torch.nextafter(half, torch.full_like(half, torch.inf))
+    return above.float() if bool(above.isfinite().all()) else value
 
 
 def _sizes(declared: Declared) -> list[int]:

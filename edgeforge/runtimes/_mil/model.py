@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -40,9 +41,20 @@ class ReferenceModel:
         self._declared = {value.name: value for value in self._evaluator.function.inputs}
         self._check_description(described)
 
+    @property
+    def declared(self) -> Mapping[str, Declared]:
+        """What the program says of its inputs, by name."""
+        return self._declared
+
     def make_state(self) -> dict[str, State]:
         """Fresh states, all zeros, for `predict`."""
         return self._evaluator.new_states()
+
+    def nudged(self, kept: Container[str] = ()) -> ReferenceModel:
+        """The same package with its single numbers one step of float16 further; see `Evaluator.nudged`."""
+        other = copy.copy(self)
+        other._evaluator = self._evaluator.nudged(kept)
+        return other
 
     @overload
     def predict(self, data: Mapping[str, Any], state: Mapping[str, State] | None = None) -> dict[str, Any]: ...
