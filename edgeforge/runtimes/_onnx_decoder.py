@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 PAST, PRESENT = "past_key_values.", "present."
 
+Tensor = tuple[str, str, list[int | str]]
 Cache = dict[str, np.ndarray]
 
 
@@ -32,6 +33,10 @@ class OnnxDecoder:
     def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         """Logits (N, length, vocabulary) of whole texts, nothing remembered."""
         return self.step(inputs["input_ids"], inputs["attention_mask"], self.empty(len(inputs["input_ids"])))[0]
+
+    def interface(self) -> tuple[list[Tensor], list[Tensor]]:
+        """(name, type, shape) of every input and of every output of the file."""
+        return self._session.interface()
 
     def empty(self, count: int) -> Cache:
         """Keys and values of `count` texts of which nothing was read."""

@@ -85,10 +85,13 @@ def verification_of(format: str) -> Verification | None:
     return cast(Verification, importlib.import_module(name))
 
 
-def outcome(parity: Parity, checks: Sequence[Check], fidelity: Fidelity | None = None) -> dict[str, Any]:
+def outcome(
+    parity: Parity, checks: Sequence[Check], fidelity: Fidelity | None = None, *, layers: Sequence[Any] = ()
+) -> dict[str, Any]:
     """The facts of a verification, as plain JSON.
 
-    ``{"passed", "reason", "parity": {...}, "fidelity": {...} | None, "checks": [{"name", "passed", "detail"}]}``.
+    ``{"passed", "reason", "parity": {...}, "fidelity": {...} | None, "checks": [{"name", "passed", "detail"}],
+    "layers": [{"name", "weight_db", "output_db"}]}``; `layers` are dataclasses like `LayerNoise`, the worst first.
     The file passes when nothing that could be looked at failed.
     """
     failed = [f"{check.name}: {check.detail}" for check in checks if check.passed is False]
@@ -100,6 +103,7 @@ def outcome(parity: Parity, checks: Sequence[Check], fidelity: Fidelity | None =
         "parity": asdict(parity),
         "fidelity": asdict(fidelity) if fidelity else None,
         "checks": [asdict(check) for check in checks],
+        "layers": [asdict(layer) for layer in layers],
     }
 
 

@@ -127,12 +127,18 @@ def _affine(operation: PyMIL) -> tuple[np.ndarray, np.ndarray] | None:
     return (one, -other) if operation.op_type == "sub" and "y" in given else None
 
 
-def normalisation_check(operations: Sequence[PyMIL], interface: Interface) -> Check:
-    """Pixels of 0 to 255 become (pixel / 255 - mean) / std, per channel, before anything else happens to them."""
+def applied(operations: Sequence[PyMIL]) -> tuple[np.ndarray, np.ndarray]:
+    """(factor, shift): what the operations together make of pixels of 0 to 255, per channel, shape (C,) or (1,)."""
     factor, shift = np.ones(1), np.zeros(1)
     for operation in operations:
         if (step := _affine(operation)) is not None:
             factor, shift = factor * step[0], shift * step[0] + step[1]
+    return factor, shift
+
+
+def normalisation_check(operations: Sequence[PyMIL], interface: Interface) -> Check:
+    """Pixels of 0 to 255 become (pixel / 255 - mean) / std, per channel, before anything else happens to them."""
+    factor, shift = applied(operations)
     assert interface.pixels is not None
     mean, std = np.asarray(interface.pixels.mean), np.asarray(interface.pixels.std)
     wanted_factor, wanted_shift = 1 / (255 * std), -mean / std

@@ -18,12 +18,14 @@ from edgeforge.verification._expected_weights import Expected, Layer, Stored, Va
 class Comparison:
     """Every weight of `expected` is looked for in a program, and every constant of the program among them.
 
-    `max_abs_error` is the largest difference met so far, among weights that are stored as floats.
+    `max_abs_error` is the largest difference met so far, among weights that are stored as floats. `stored` has the
+    numbers that the program computes with, by the name that `expected` has for them.
     """
 
     def __init__(self, expected: Expected) -> None:
         self.expected = expected
         self.max_abs_error = 0.0
+        self.stored: dict[str, np.ndarray] = {}
 
     def layers(self, function: PyMIL) -> Check:
         """Convolutions and linear layers, in the order they run: integers to the bit, floats up to rounding."""
@@ -52,10 +54,20 @@ class Comparison:
             problem = self._floats(layer.weight, weight)
         if problem:
             yield problem
+        self._keep(layer.weight.name, weight)
         bias = operation.inputs.get("bias")
         stored = np.zeros(layer.bias.numbers.shape, dtype=np.float32) if bias is None else stored_weight(bias)
         if problem := self._floats(layer.bias, stored):
             yield problem
+        self._keep(layer.bias.name, stored)
+
+    def _keep(self, name: str, stored: np.ndarray | QuantizedWeight | None) -> None:
+        if isinstance(stored, np.ndarray):
+            self.stored[name] = stored
+        elif stored is not None:
+            # A phone multiplies them out in the precision that the scales have.
+            numbers = stored.scales if isinstance(stored, LinearWeight) else stored.palettes
+            self.stored[name] = stored.dequantize().astype(numbers.dtype)
 
     def _floats(self, wanted: Values, stored: np.ndarray | QuantizedWeight | None) -> str | None:
         if not isinstance(stored, np.ndarray):
@@ -92,6 +104,7 @@ class Comparison:
                 return f"{place} should be {forms[0].values.name}, and has another size"
             if problem := self._stored(form, value):
                 return f"{place}: {problem}"
+            self._keep(form.values.name, _without_batch(value))
         missing = [forms[0].values.name for forms in wanted if not forms[0].values.neutral]
         return f"{missing[0]} is missing" if missing else None
 

@@ -6,7 +6,7 @@ float file's own weights, what the quantized file must give.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,11 +21,16 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: onnx.ModelProto, inputs: Mapping[str, np.ndarray], *, grids: Grids | None = None, dtype: str = "float64"
+    model: onnx.ModelProto,
+    inputs: Mapping[str, np.ndarray],
+    *,
+    grids: Grids | None = None,
+    dtype: str = "float64",
+    watch: Callable[[str, torch.Tensor], None] | None = None,
 ) -> np.ndarray:
     """The graph's first output for inputs by name, every float computed in `dtype`.
 
-    Raises UnknownOperator, naming it.
+    `watch` is shown every value by name, before it is rounded to a grid. Raises UnknownOperator, naming it.
     """
     import torch
 
@@ -34,10 +39,17 @@ def evaluate(
     values = {
         name: grids.constant(name, _tensor(array, kind)) for name, array in onnx_graph.initializers(model).items()
     }
-    values |= {name: grids.value(name, _tensor(array, kind)) for name, array in inputs.items()}
+    given = {name: _tensor(array, kind) for name, array in inputs.items()}
+    if watch is not None:
+        for name, value in given.items():
+            watch(name, value)
+    values |= {name: grids.value(name, value) for name, value in given.items()}
     with torch.inference_mode():
         for node in model.graph.node:
-            _step(node, values, grids, kind)
+            for name, result in _step(node, values, grids, kind):
+                if watch is not None:
+                    watch(name, result)
+                values[name] = grids.value(name, result)
     return values[model.graph.output[0].name].numpy()
 
 
@@ -49,14 +61,15 @@ def _tensor(array: np.ndarray, kind: torch.dtype) -> torch.Tensor:
     return tensor.to(kind) if tensor.is_floating_point() else tensor
 
 
-def _step(node: onnx.NodeProto, values: dict[str, torch.Tensor], grids: Grids, kind: torch.dtype) -> None:
+def _step(
+    node: onnx.NodeProto, values: dict[str, torch.Tensor], grids: Grids, kind: torch.dtype
+) -> Iterable[tuple[str, torch.Tensor]]:
     operator = operator_of(node)
     arguments = [values[name] if name else None for name in node.input]
     if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in grids.weights:
         arguments = _on_integers(node, arguments, grids)
     results = operator(Attributes(node, kind), *arguments)
-    for name, result in zip(node.output, results if isinstance(results, tuple) else (results,), strict=True):
-        values[name] = grids.value(name, result)
+    return zip(node.output, results if isinstance(results, tuple) else (results,), strict=True)
 
 
 def _on_integers(node: onnx.NodeProto, arguments: list[torch.Tensor | None], grids: Grids) -> list[torch.Tensor | None]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from edgeforge.core.task import Interface
-    from edgeforge.models.operations import Operation
+    from edgeforge.models.operations import Operation, Trace
 
 FLOAT32_ROUNDING = 1e-6  # of a few multiplications and additions in float32, relative to their largest operand
 
@@ -86,11 +86,12 @@ class Expected:
     """Layers in the order they run, and what other operations read, likewise, in each of the forms it may have.
 
     Rows of an embedding table that are the same for every text (positions, token types) are stored as those rows, or
-    are looked up in the whole table.
+    are looked up in the whole table. `reads` is what the model itself reads.
     """
 
     layers: list[Layer]
     others: list[tuple[Stored, ...]]
+    reads: Trace
 
 
 def expected_weights(folder: Path, interface: Interface) -> Expected:
@@ -110,7 +111,7 @@ def expected_weights(folder: Path, interface: Interface) -> Expected:
         for name, value in reads.constants
         if value.is_floating_point() and value.numel() > 1
     ]
-    return Expected([_layer(network, layer, integers) for layer in reads.layers], others)
+    return Expected([_layer(network, layer, integers) for layer in reads.layers], others, reads)
 
 
 def _stored(name: str, value: torch.Tensor, integers: Mapping[str, QuantizedWeight]) -> Stored:

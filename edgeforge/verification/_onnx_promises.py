@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgeforge import onnx_graph
-from edgeforge.core.task import Input
+from edgeforge.core.task import Input, Interface
 from edgeforge.verification import Check
 from edgeforge.verification._onnx_opened import OpenedOnnx
 from edgeforge.verification._promises import any_batch, any_length, companions, paths, tokenizer_files
@@ -21,18 +21,19 @@ def promise_checks(opened: OpenedOnnx) -> list[Check]:
     """All of them; one per promise."""
     texts = opened.interface.tokens is not None
     return [
-        _valid(opened.proto),
+        valid(opened.proto),
         _tensors(opened),
         any_batch(opened),
         *([any_length(opened)] if texts else []),
-        _metadata(opened),
+        metadata(opened.proto, opened.interface, opened.job.task.kind),
         companions(opened),
         *([tokenizer_files(opened)] if texts else []),
         paths(opened.inputs["file"]),
     ]
 
 
-def _valid(proto: onnx.ModelProto) -> Check:
+def valid(proto: onnx.ModelProto) -> Check:
+    """Whether the format's own checker takes it."""
     import onnx
 
     try:
@@ -59,9 +60,10 @@ def _written_shape(item: Input) -> list[int | str]:
     return [*item.shape[:-1], LENGTH] if item.variable else list(item.shape)
 
 
-def _metadata(opened: OpenedOnnx) -> Check:
-    wanted = onnx_graph.described(opened.interface, opened.job.task.kind)
-    found = {item.key: item.value for item in opened.proto.metadata_props}
+def metadata(proto: onnx.ModelProto, interface: Interface, task: str) -> Check:
+    """What the file says of itself: its task, labels and preprocessing."""
+    wanted = onnx_graph.described(interface, task)
+    found = {item.key: item.value for item in proto.metadata_props}
     for key, value in wanted.items():
         if found.get(key) != value:
             return Check("metadata", False, f"'{key}' is {found.get(key)!r}, expected {value!r}")

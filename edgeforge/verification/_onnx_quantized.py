@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import json
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,14 +20,18 @@ import numpy as np
 
 from edgeforge import onnx_graph
 from edgeforge.verification import Check, Parity, differences
+from edgeforge.verification._calibration import Range, ranges_check
 from edgeforge.verification._evaluator import evaluate
-from edgeforge.verification._grids import Grids
+from edgeforge.verification._grids import Grid, Grids
+from edgeforge.verification._layer_noise import LayerNoise, decibels, worst_first
+from edgeforge.verification._onnx_integers import wrong_integers
 from edgeforge.verification._opened import Inputs, batches_of
 from edgeforge.verification._operators import UnknownOperator
 from edgeforge.verification._smoothing import smoothed
 
 if TYPE_CHECKING:
     import onnx
+    import torch
 
 RECORD = "quantization.json"
 
@@ -37,6 +42,10 @@ NOISE_SHARE = 0.25
 SPREAD = 4
 MOST_NOISE = 2.0
 """Errors that have nothing in common but their size are the square root of 2 apart; more is another model."""
+
+
+WATCHED = 32
+"""Samples whose inner values are looked at."""
 
 
 class Quantized:
@@ -77,7 +86,12 @@ class Quantized:
     def checks(self, *, floor: float) -> list[Check]:
         """The values' numbers, which may be wrong without showing on a few samples, and what the whole file means."""
         wrong = wrong_values(self._file, self._grids)
-        checks = [Check("quantized values", wrong is None, wrong or ""), self._meaning()]
+        integer = next(wrong_integers(self._file, self._parent, self._grids), None)
+        checks = [
+            Check("quantized values", wrong is None, wrong or ""),
+            Check("integers are the float weights", integer is None, integer or ""),
+            self._meaning(),
+        ]
         if self._smoothed:
             apart = float(np.abs(self._computed(self._parent, Grids()) - self.clean).max())
             checks.append(Check("smoothing keeps the function", apart <= floor, f"outputs move by {apart:.3g}"))
@@ -98,6 +112,47 @@ class Quantized:
         limit = SAME * max(float(np.abs(expected).max()), 1.0)
         return Check(name, apart <= limit, f"outputs differ by {apart:.3g}, at most {limit:.3g}")
 
+    def ranges(self, method: str) -> Check | None:
+        """Recorded ranges against the values of real inputs; None where all are found at run time."""
+        found = self._watched(self._parent, Grids(), self._grids.values.keys())
+        pairs = [(_range(name, grid), found[name]) for name, grid in self._grids.values.items() if name in found]
+        return ranges_check(pairs, method) if pairs else None
+
+    def layers(self) -> tuple[LayerNoise, ...]:
+        """What each layer with integers lost, the worst first."""
+        import torch
+
+        floats = onnx_graph.initializers(self._parent)
+        places = {
+            node.input[1] if node.op_type != "Gather" else node.input[0]: node
+            for node in self._parent.graph.node
+            if node.op_type in ("Conv", "Gemm", "MatMul", "Gather")
+        }
+        grids = {**self._grids.weights, **self._grids.tables}
+        outputs = [places[name].output[0] for name in grids if name in places]
+        clean = self._watched(self._parent, Grids(), outputs)
+        moved = self._watched(self._parent, self._grids, outputs)
+        found = []
+        for name, grid in grids.items():
+            if name in places and name in floats:
+                output = places[name].output[0]
+                snapped = grid.snap(torch.from_numpy(floats[name])).numpy()
+                label = places[name].name or name
+                found.append(LayerNoise(label, decibels(floats[name], snapped), decibels(clean[output], moved[output])))
+        return worst_first(found)
+
+    def _watched(self, model: onnx.ModelProto, grids: Grids, names: Collection[str]) -> dict[str, np.ndarray]:
+        """Values by name, on the first samples."""
+        found: dict[str, np.ndarray] = {}
+
+        def watch(name: str, value: torch.Tensor) -> None:
+            if name in names:
+                found[name] = value.numpy()
+
+        few = {name: array[:WATCHED] for name, array in self._batches[0].items()}
+        evaluate(model, few, grids=grids, dtype="float32", watch=watch)
+        return found
+
     def parity(self, outputs: np.ndarray, *, floor: float) -> Parity:
         """What the runtime gave against what the file should give. `floor`: what float32 may move in any case."""
         spread = _rms(self._computed(self._parent, self._grids, "float32") - self._expected)
@@ -112,6 +167,12 @@ class Quantized:
             f"rounded either way; quantization itself moves the outputs by {noise:.3g}"
         )
         return Parity(self.reference, passed, why, tolerance=worst, **found)  # type: ignore[arg-type]
+
+
+def _range(name: str, grid: Grid) -> Range:
+    limits = np.iinfo(grid.type)
+    low, high = ((end - grid.zero_point.astype(np.float64)) * grid.scale for end in (limits.min, limits.max))
+    return Range(name, np.asarray(low), np.asarray(high), 256)
 
 
 def _rms(values: np.ndarray) -> float:

@@ -17,6 +17,7 @@ from edgeforge.verification import Check, Fidelity, differences, real_inputs
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
 Inputs = dict[str, np.ndarray]
 
@@ -76,16 +77,20 @@ class Opened:
         self, role: str, samples: Inputs, dtype: str = "float32", *, half_weights: bool = False
     ) -> np.ndarray:
         """Logits of a torch artifact, computed in `dtype`; `half_weights`: its weights rounded to float16 before."""
-        import torch
-
         from edgeforge.models import loading
 
-        kind: torch.dtype = getattr(torch, dtype)
         model = loading.load(self.inputs[role].path)
         if half_weights:
             for parameter in model.parameters():
                 parameter.data = parameter.data.half().float()
-        model = model.to(kind)
+        return self.logits(model, samples, dtype)
+
+    def logits(self, network: PreTrainedModel, samples: Inputs, dtype: str) -> np.ndarray:
+        """Of a torch model, which is left in `dtype`."""
+        import torch
+
+        kind: torch.dtype = getattr(torch, dtype)
+        model = network.to(kind)
 
         def run(batch: Inputs) -> np.ndarray:
             tensors = {name: torch.from_numpy(array) for name, array in batch.items()}

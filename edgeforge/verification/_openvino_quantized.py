@@ -7,7 +7,7 @@ and what the runtime computes in integers must be what the same ranges give in f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,9 @@ import numpy as np
 from edgeforge import openvino_graph
 from edgeforge.openvino_graph import constant
 from edgeforge.verification import Check, Parity, differences
+from edgeforge.verification._calibration import Range, ranges_check
+from edgeforge.verification._layer_noise import LayerNoise, decibels, worst_first
+from edgeforge.verification._opened import Inputs
 
 if TYPE_CHECKING:
     import openvino
@@ -104,12 +107,36 @@ class Quantized:
                 return Check(name, False, f"{key} is {found.get(key)}, and {wanted.get(key)} was recorded")
         return Check(name, True)
 
+    def ranges(self, samples: Inputs) -> Check:
+        """Recorded ranges against the values of real inputs, in float."""
+        graph, roundings = self._in_float()
+        pairs = []
+        for node, values in zip(roundings, _values_of(graph, roundings, samples), strict=True):
+            low, high = (constant(node.input_value(port)) for port in (1, 2))
+            pairs.append((Range(node.get_friendly_name(), low, high, node.get_attributes()["levels"]), values))
+        return ranges_check(pairs, "minmax")
+
+    def layers(self) -> tuple[LayerNoise, ...]:
+        """What each layer with integers lost, the worst first."""
+        return worst_first(
+            LayerNoise(name, decibels(self._expected_weight(name), constant(layer.weight)))
+            for name, layer in self._layers.items()
+            if openvino_graph.is_quantized(layer)
+        )
+
     def _connections(self, limit: float) -> Check:
         """Without ranges, and with the float file's weights and biases, the outputs are the float file's."""
+        graph, _ = self._in_float()
+        apart = float(np.abs(self._run(graph) - self.clean).max())
+        return Check("connections", apart <= limit, f"with float weights the outputs differ by {apart:.3g}")
+
+    def _in_float(self) -> tuple[openvino.Model, list[Node]]:
+        """The file without ranges, with the float file's weights and biases; and its roundings, which nothing reads."""
         from openvino import opset13 as ops
 
         graph = self._file.clone()
-        for node in _roundings(graph):
+        roundings = _roundings(graph)
+        for node in roundings:
             node.output(0).replace(node.input_value(0))
         for name, layer in openvino_graph.layers(graph).items():
             weight = ops.constant(self._expected_weight(name).astype(np.float32))
@@ -118,8 +145,7 @@ class Quantized:
                 addition, port = place
                 bias = self._expected_bias(name, constant(addition.input_value(port)))
                 addition.input(port).replace_source_output(ops.constant(bias).output(0))
-        apart = float(np.abs(self._run(graph) - self.clean).max())
-        return Check("connections", apart <= limit, f"with float weights the outputs differ by {apart:.3g}")
+        return graph, roundings
 
     def _expected_bias(self, name: str, found: np.ndarray) -> np.ndarray:
         place = openvino_graph.bias_of(self._original[name])
@@ -150,6 +176,19 @@ def _factor(value: Output) -> np.ndarray:
             port = 1 - fixed[0]
         node = node.input_value(port).get_node()
     return product
+
+
+def _values_of(graph: openvino.Model, roundings: Sequence[Node], samples: Inputs) -> list[np.ndarray]:
+    """What each rounding is given."""
+    from edgeforge.runtimes.openvino import SETTINGS
+
+    if not roundings:
+        return []
+    ov = openvino_graph.load_openvino()
+    watched = ov.Model([node.input_value(0) for node in roundings], graph.get_parameters(), "watched")
+    request = openvino_graph.core().compile_model(watched, "CPU", SETTINGS).create_infer_request()
+    results = request.infer(samples)
+    return [np.array(results[index]) for index in range(len(roundings))]
 
 
 def _roundings(model: openvino.Model) -> list[Node]:

@@ -271,11 +271,29 @@ def _matmul_bits(attribute: Attributes, inputs: Any, packed: Any, scales: Any, *
     zeros, order, bias = (*optional, None, None, None)[:3]
     if zeros is not None or order is not None:
         raise UnknownOperator("MatMulNBits with zero points or an order")
+    product = inputs @ _block_weight(attribute, packed, scales).T
+    return product if bias is None else product + bias
+
+
+def _block_weight(attribute: Attributes, packed: Any, scales: Any) -> Any:
     rows, columns = attribute("N"), attribute("K")
     integers = _unpacked(packed, attribute("bits", 4)).reshape(rows, -1)[:, :columns]
-    spread = _spread(scales.reshape(rows, -1), attribute("block_size"), (rows, columns), 1)
-    product = inputs @ (integers.to(scales.dtype) * spread).T
-    return product if bias is None else product + bias
+    return integers.to(scales.dtype) * _spread(scales.reshape(rows, -1), attribute("block_size"), (rows, columns), 1)
+
+
+def weight_of(node: onnx.NodeProto, packed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """What a MatMulNBits multiplies by, (outputs, inputs), in the dtype of `scales`."""
+    weight: torch.Tensor = _block_weight(Attributes(node, scales.dtype), packed, scales)
+    return weight
+
+
+def table_of(node: onnx.NodeProto, packed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """The whole table that a GatherBlockQuantized reads rows of, (rows, columns), in the dtype of `scales`."""
+    import torch
+
+    every = torch.arange(len(packed))
+    table: torch.Tensor = _gather_blocks(Attributes(node, scales.dtype), packed, every, scales)
+    return table
 
 
 def _gather_blocks(attribute: Attributes, packed: Any, indices: Any, scales: Any, zeros: Any = None) -> Any:

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +15,14 @@ from edgeforge import onnx_graph
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.errors import ModelError
 from edgeforge.models import tokenizer_settings
+from edgeforge.models.folder import read_json
 from edgeforge.verification import Check
 from edgeforge.verification._opened import Inputs, Opened, batches_of
 
 MASK = "attention_mask"
+
+_OF_THE_LIBRARY = frozenset({"dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures"})
+"""Entries of a config that say who wrote it, and not what the model is."""
 
 
 def any_batch(opened: Opened) -> Check:
@@ -52,20 +57,34 @@ def _agree(opened: Opened, name: str, one: Sequence[Inputs], other: Sequence[Inp
 
 
 def companions(opened: Opened) -> Check:
-    """``config.json`` names the labels in order; ``preprocessor_config.json`` says how images become inputs."""
-    interface = opened.interface
-    wanted = {"config.json": {"id2label": {str(index): label for index, label in enumerate(interface.labels)}}}
-    if interface.pixels is not None:
-        wanted[onnx_graph.PREPROCESSOR] = json.loads(json.dumps(onnx_graph.preprocessor(interface)))
-    for name, entries in wanted.items():
+    """``config.json`` is the model's with the labels in order; ``preprocessor_config.json`` says how images become
+    inputs."""
+    name = "companion files"
+    for file, wanted in _wanted_companions(opened).items():
         try:
-            content = json.loads((opened.folder / name).read_text(encoding="utf-8"))
+            content = json.loads((opened.folder / file).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            return Check("companion files", False, f"{name} cannot be read: {error}")
-        for key, value in entries.items():
+            return Check(name, False, f"{file} cannot be read: {error}")
+        if not isinstance(content, dict):
+            return Check(name, False, f"{file} holds no settings")
+        for key, value in wanted.items():
             if content.get(key) != value:
-                return Check("companion files", False, f"{name}: '{key}' is {content.get(key)!r}, expected {value!r}")
-    return Check("companion files", True)
+                return Check(name, False, f"{file}: '{key}' is {content.get(key)!r}, expected {value!r}")
+    return Check(name, True)
+
+
+def _wanted_companions(opened: Opened) -> dict[str, dict[str, Any]]:
+    """File name -> entries it must have."""
+    interface = opened.interface
+    labels = {str(index): label for index, label in enumerate(interface.labels)}
+    model = read_json(opened.inputs["reference"].path / "config.json")
+    kept = {key: value for key, value in model.items() if key not in _OF_THE_LIBRARY}
+    config = {**kept, "id2label": labels, "label2id": {label: int(index) for index, label in labels.items()}}
+    wanted = {"config.json": config if labels else kept}
+    if interface.pixels is not None:
+        in_color = {"do_convert_rgb": interface.image_shape[0] == 3}
+        wanted[onnx_graph.PREPROCESSOR] = json.loads(json.dumps({**onnx_graph.preprocessor(interface), **in_color}))
+    return wanted
 
 
 def tokenizer_files(opened: Opened) -> Check:

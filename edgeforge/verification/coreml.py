@@ -6,8 +6,9 @@ The program is computed by the reference evaluator: what the file says, not what
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,10 +16,14 @@ from edgeforge.core.artifact import Artifact
 from edgeforge.core.errors import ModelError, VerificationError
 from edgeforge.core.stage import Job
 from edgeforge.core.task import Interface
+from edgeforge.models import loading
 from edgeforge.runtimes import coreml as runtime
-from edgeforge.runtimes.coreml_reference import CoremlReference
+from edgeforge.runtimes.coreml import CoremlSession
+from edgeforge.runtimes.coreml_reference import CoremlReference, open_model
 from edgeforge.verification import Check, Parity, differences, outcome
+from edgeforge.verification._coreml_decoder import verify_decoder
 from edgeforge.verification._coreml_inputs import (
+    applied,
     check,
     image_checks,
     normalisation,
@@ -26,11 +31,21 @@ from edgeforge.verification._coreml_inputs import (
     text_checks,
 )
 from edgeforge.verification._coreml_package import Package, PyMIL, open_package
+from edgeforge.verification._coreml_program import WIRING, Answer, half_precision, wiring, with_weights
 from edgeforge.verification._coreml_weights import Comparison
 from edgeforge.verification._expected_weights import expected_weights
 from edgeforge.verification._opened import PARITY_SAMPLES, ROUNDINGS, Inputs, Opened
+from edgeforge.verification._rounded_weights import of_reference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from edgeforge.runtimes._mil.model import ReferenceModel
 
 REFERENCE = "the torch model, on the reference evaluator"
+FEW = 32
+"""Samples that are computed several times over."""
+
 LAST_BIT = 2.0**-11
 """Half a step of float16 just below one, where the probabilities lie."""
 
@@ -38,20 +53,25 @@ LAST_BIT = 2.0**-11
 def verify(inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any]:
     """See `edgeforge.verification.Verification`."""
     interface = job.data.interface
+    if interface.per_token:
+        return verify_decoder(inputs, job)
     try:
         package = open_package(inputs["file"].path / runtime.PACKAGE)
     except VerificationError as error:
         return outcome(Parity(REFERENCE, None, "the file does not open"), [Check("opens", False, error.what)])
-    checks = [Check("opens", True), *_looked_at(package, inputs, interface)]
+    comparison = Comparison(expected_weights(inputs["reference"].path, interface))
+    rounded, layers = of_reference(inputs["reference"].path, inputs["model"].path, comparison.expected.reads)
+    checks = [Check("opens", True), *_looked_at(package, comparison, inputs, interface), *rounded]
     if not all(check.passed for check in checks):
-        return outcome(Parity(REFERENCE, None, "the package is not what it should be"), checks)
-    return _computed(inputs, job, checks)
+        return outcome(Parity(REFERENCE, None, "the package is not what it should be"), checks, layers=layers)
+    return {**_computed(package, comparison, inputs, job, checks), "layers": [asdict(layer) for layer in layers]}
 
 
-def _looked_at(package: Package, inputs: Mapping[str, Artifact], interface: Interface) -> list[Check]:
+def _looked_at(
+    package: Package, comparison: Comparison, inputs: Mapping[str, Artifact], interface: Interface
+) -> list[Check]:
     """What can be seen without running the program."""
     reference = inputs["reference"]
-    comparison = Comparison(expected_weights(reference.path, interface))
     checks: list[Check] = []
     first: list[PyMIL] = []
     try:
@@ -75,12 +95,21 @@ class _Opened(Opened):
     def torch_outputs(
         self, role: str, samples: Inputs, dtype: str = "float32", *, half_weights: bool = False
     ) -> np.ndarray:
-        logits = super().torch_outputs(role, samples, dtype, half_weights=half_weights)
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+        return _log_softmax(super().torch_outputs(role, samples, dtype, half_weights=half_weights))
+
+    def probabilities(self, network: PreTrainedModel, samples: Inputs, dtype: str) -> np.ndarray:
+        """Of a torch model, computed in `dtype`."""
+        return np.exp(_log_softmax(self.logits(network, samples, dtype)))
 
 
-def _computed(inputs: Mapping[str, Artifact], job: Job, checks: list[Check]) -> Mapping[str, Any]:
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+
+
+def _computed(
+    package: Package, comparison: Comparison, inputs: Mapping[str, Artifact], job: Job, checks: list[Check]
+) -> Mapping[str, Any]:
     """The program's answers to real inputs against torch's."""
     try:
         opened = _Opened(inputs, job, CoremlReference().open(inputs["file"].path))
@@ -102,7 +131,58 @@ def _computed(inputs: Mapping[str, Artifact], job: Job, checks: list[Check]) -> 
         tolerance=limit,
         **found,  # type: ignore[arg-type]
     )
+    moved = float(np.abs(rounded - exact).max())
+    try:
+        checks = [*checks, *_program_checks(package, comparison, opened, samples, moved)]
+    except ModelError as error:
+        checks = [*checks, Check("program", False, error.what)]
     return outcome(parity, checks, opened.fidelity() if opened.quantized else None)
+
+
+def _program_checks(
+    package: Package, comparison: Comparison, opened: _Opened, samples: Inputs, moved: float
+) -> Iterator[Check]:
+    """How the program is wired, and whether it fits float16. `moved`: by rounding torch's weights to that."""
+    interface, folder = opened.interface, opened.folder
+    few = {name: array[:FEW] for name, array in samples.items()}
+
+    def answers(model: ReferenceModel) -> Answer:
+        session = CoremlSession(model, model.metadata, model.features)
+        return lambda given: np.exp(opened.run(session, given))
+
+    model = open_model(folder / runtime.PACKAGE)
+    network = loading.load(opened.inputs["reference"].path)
+    unplaced = with_weights(network, comparison.expected.reads, comparison.stored)
+    if unplaced is not None:
+        yield Check(WIRING, None, f"the torch model has no place for {unplaced}")
+    else:
+        normalised = _as_the_program(package, interface)
+        first = [] if interface.pixels is None else list(normalisation(package.function))
+        kept = {value.name for operation in first for value in operation.inputs.values() if value is not None}
+        yield wiring(
+            answers(model),
+            answers(model.nudged(kept)),
+            lambda dtype: lambda given: opened.probabilities(network, normalised(given), dtype),
+            few,
+        )
+    half = open_model(folder / runtime.PACKAGE, precision="float16")
+    yield half_precision(answers(half), np.exp(opened.outputs[:FEW]), few, weights_moved=moved)
+
+
+def _as_the_program(package: Package, interface: Interface) -> Callable[[Inputs], Inputs]:
+    """Images normalised by the program's own factor and shift, which are rounded to float16; texts as they are."""
+    if interface.pixels is None:
+        return lambda given: given
+    factor, shift = (one.reshape(1, -1, 1, 1) for one in applied(list(normalisation(package.function))))
+    mean, std = (np.asarray(one).reshape(1, -1, 1, 1) for one in (interface.pixels.mean, interface.pixels.std))
+
+    def normalised(given: Inputs) -> Inputs:
+        return {
+            name: (np.rint((array * std + mean) * 255).clip(0, 255) * factor + shift).astype(np.float32)
+            for name, array in given.items()
+        }
+
+    return normalised
 
 
 def _interface_checks(package: Package, interface: Interface, recipe: str) -> Iterator[Check]:

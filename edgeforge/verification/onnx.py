@@ -19,18 +19,33 @@ from edgeforge.core.stage import Job
 from edgeforge.runtimes.onnxruntime import EXACT_PRODUCTS, FLOAT_INPUTS, OnnxSession
 from edgeforge.verification import Check, Parity, differences, outcome
 from edgeforge.verification._evaluator import evaluate
+from edgeforge.verification._expected_weights import Expected, expected_weights
+from edgeforge.verification._layer_noise import LayerNoise
+from edgeforge.verification._model_weights import NAME as WEIGHTS
+from edgeforge.verification._model_weights import weights_check
+from edgeforge.verification._onnx_constants import floats
+from edgeforge.verification._onnx_decoder import float_activations, verify_decoder
 from edgeforge.verification._onnx_opened import OpenedOnnx
 from edgeforge.verification._onnx_promises import promise_checks
 from edgeforge.verification._onnx_quantized import Quantized
 from edgeforge.verification._opened import PARITY_SAMPLES, Inputs, batches_of, float_limit
 from edgeforge.verification._operators import UnknownOperator
+from edgeforge.verification._rounded_weights import of_reference
 
 if TYPE_CHECKING:
     import onnx
 
 
+Found = tuple[Parity, list[Check], tuple[LayerNoise, ...]]
+
+_DAMAGED = (OSError, ValueError, TypeError, AttributeError, LookupError, RuntimeError, ModelError)
+"""What reading a file may raise where something is missing that every file written here has, or is of another kind."""
+
+
 def verify(inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any]:
     """See `edgeforge.verification.Verification`."""
+    if job.data.interface.per_token:
+        return verify_decoder(inputs, job)
     try:
         opened = OpenedOnnx(inputs, job)
     except ModelError as error:
@@ -39,33 +54,62 @@ def verify(inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any]:
     checks = [Check("opens", True), *promise_checks(opened)]
     if (broken := opened.unusable()) is not None:
         return outcome(Parity("the torch model", None, "the file does not run"), [*checks, broken])
-    if "unquantized" in inputs:
-        parity, more = _rewritten_parity(opened)
-    else:
-        parity, more = _torch_parity(opened)
+    try:
+        if "unquantized" in inputs:
+            parity, more, layers = _rewritten_parity(opened)
+        else:
+            parity, more, layers = _torch_parity(opened)
+    except _DAMAGED as error:
+        why = f"it is built in another way: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        parity, more, layers = Parity("the torch model", None, why), [Check("program", False, why)], ()
     fidelity = opened.fidelity() if opened.quantized else None
-    return outcome(parity, [*checks, *more], fidelity)
+    return outcome(parity, [*checks, *more], fidelity, layers=layers)
 
 
 # -- files whose arithmetic is float
 
 
-def _torch_parity(opened: OpenedOnnx) -> tuple[Parity, list[Check]]:
+def _torch_parity(opened: OpenedOnnx) -> Found:
     """The file against torch. Weights may lie on a grid, in which case both sides multiply the same numbers."""
     samples = batches_of(opened.samples, PARITY_SAMPLES)[0]
     exact = opened.torch_outputs("reference", samples, "float64")
     limit, why = float_limit(exact, opened.torch_outputs("reference", samples))
     outputs = opened.outputs[: len(exact)]
-    reference, checks = "the torch model", []
+    reference, checks = "the torch model", list[Check]()
+    expected = _expected(opened, "reference")
+    checks.append(_weights(opened.proto, expected))
+    layers: tuple[LayerNoise, ...] = ()
     if opened.quantized:
+        if isinstance(expected, Expected):
+            rounded, layers = of_reference(opened.inputs["reference"].path, opened.inputs["model"].path, expected.reads)
+            checks += rounded
         reference = "the torch model with the same quantized weights"
-        outputs = opened.run(OnnxSession(_float_activations(opened.proto), settings=FLOAT_INPUTS), samples)
-        checks = [_meaning(opened, samples, exact, limit)]
+        outputs = opened.run(OnnxSession(float_activations(opened.proto), settings=FLOAT_INPUTS), samples)
+        checks.append(_meaning(opened, samples, exact, limit))
         if not np.array_equal(outputs, opened.outputs[: len(exact)]):
             checks.append(Check("activations of matrix products", True, _ROUNDED_ACTIVATIONS))
     found = differences(outputs, exact)
     error = found["max_abs_error"]
-    return Parity(reference, error is not None and error <= limit, why, tolerance=limit, **found), checks  # type: ignore[arg-type]
+    parity = Parity(reference, error is not None and error <= limit, why, tolerance=limit, **found)  # type: ignore[arg-type]
+    return parity, checks, layers
+
+
+def _expected(opened: OpenedOnnx, role: str) -> Expected | str:
+    """The numbers that a file made of that torch model must hold, or why they are not known."""
+    try:
+        return expected_weights(opened.inputs[role].path, opened.interface)
+    except ModelError as error:
+        return error.what
+
+
+def _weights(file: onnx.ModelProto, expected: Expected | str) -> Check:
+    """The constants of a file whose arithmetic is float are those of the torch model."""
+    if isinstance(expected, str):
+        return Check(WEIGHTS, None, expected)
+    try:
+        return weights_check(expected, floats(file))
+    except UnknownOperator as error:
+        return Check(WEIGHTS, None, f"integers in a form that is not known: {error}")
 
 
 def _meaning(opened: OpenedOnnx, samples: Inputs, exact: np.ndarray, limit: float) -> Check:
@@ -84,7 +128,7 @@ _ROUNDED_ACTIVATIONS = (
 )
 
 
-def _rewritten_parity(opened: OpenedOnnx) -> tuple[Parity, list[Check]]:
+def _rewritten_parity(opened: OpenedOnnx) -> Found:
     """A file that a quantizer made from a float file: against that file with the recorded numbers, which is held
     against torch in its turn."""
     samples = batches_of(opened.samples, PARITY_SAMPLES)[0]
@@ -92,23 +136,14 @@ def _rewritten_parity(opened: OpenedOnnx) -> tuple[Parity, list[Check]]:
     limit, why = float_limit(exact, opened.torch_outputs("model", samples))
     rewritten = Quantized(opened.inputs["unquantized"].path, opened.folder, samples, opened.batch)
     if (unknown := rewritten.unknown()) is not None:
-        return Parity(rewritten.reference, None, unknown), [Check("float file equals torch", None, unknown)]
+        return Parity(rewritten.reference, None, unknown), [Check("float file equals torch", None, unknown)], ()
     apart = float(np.abs(rewritten.clean - exact).max())
     equal = Check("float file equals torch", apart <= limit, f"they differ by {apart:.3g}; {why}")
+    original = onnx_graph.load(opened.inputs["unquantized"].path)
+    checks = [equal, _weights(original, _expected(opened, "model")), *rewritten.checks(floor=limit)]
+    said = opened.inputs["file"].facts.get("quantization") or {}
+    if (ranges := rewritten.ranges(said.get("calibration", "minmax"))) is not None:
+        checks.append(ranges)
     # Exact products: what a processor without VNNI saturates is its own affair, measured when the file is evaluated.
     session = OnnxSession(opened.folder / onnx_graph.MODEL, settings=EXACT_PRODUCTS)
-    return rewritten.parity(opened.run(session, samples), floor=limit), [equal, *rewritten.checks(floor=limit)]
-
-
-def _float_activations(proto: onnx.ModelProto) -> bytes:
-    """The file with 4-bit products that take their inputs as they are."""
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    for node in copy.graph.node:
-        for item in node.attribute:
-            if node.op_type == "MatMulNBits" and item.name == "accuracy_level":
-                item.i = 1
-    content: bytes = copy.SerializeToString()
-    return content
+    return rewritten.parity(opened.run(session, samples), floor=limit), checks, rewritten.layers()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,9 +19,22 @@ from edgeforge.core.stage import Job
 from edgeforge.core.task import Input
 from edgeforge.runtimes.openvino import FLOAT_INPUTS, OpenvinoSession
 from edgeforge.verification import Check, Parity, differences, outcome
+from edgeforge.verification._expected_weights import Expected, expected_weights
+from edgeforge.verification._layer_noise import LayerNoise
+from edgeforge.verification._model_weights import NAME as WEIGHTS
+from edgeforge.verification._model_weights import weights_check
 from edgeforge.verification._opened import PARITY_SAMPLES, Inputs, Opened, batches_of, float_limit
 from edgeforge.verification._openvino_quantized import Quantized
 from edgeforge.verification._promises import any_batch, any_length, companions, paths, tokenizer_files
+from edgeforge.verification._rounded_weights import of_reference
+
+if TYPE_CHECKING:
+    import openvino
+
+Found = tuple[Parity, list[Check], tuple[LayerNoise, ...]]
+
+WATCHED = 32
+"""Samples whose inner values are looked at."""
 
 RECORD = "quantization.json"
 
@@ -57,11 +70,11 @@ def verify(inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any]:
         reason = "the torch model gives NaN or Infinity on real inputs"
         return outcome(Parity("the torch model", False, reason), [*checks, Check("finite reference", False, reason)])
     if "unquantized" in inputs:
-        parity, more = _rewritten_parity(opened, samples, exact)
+        parity, more, layers = _rewritten_parity(opened, samples, exact)
     else:
-        parity, more = _torch_parity(opened, samples, exact)
+        parity, more, layers = _torch_parity(opened, samples, exact)
     fidelity = opened.fidelity() if opened.quantized else None
-    return outcome(parity, [*checks, *more], fidelity)
+    return outcome(parity, [*checks, *more], fidelity, layers=layers)
 
 
 # -- what the file says of itself
@@ -112,19 +125,40 @@ def _metadata(opened: OpenedOpenvino) -> Check:
 # -- what it computes
 
 
-def _torch_parity(opened: OpenedOpenvino, samples: Inputs, exact: np.ndarray) -> tuple[Parity, list[Check]]:
+def _torch_parity(opened: OpenedOpenvino, samples: Inputs, exact: np.ndarray) -> Found:
     """The file against torch. Weights may lie on a grid, in which case both sides multiply the same numbers."""
     limit, why = _limit(opened, "reference", samples, exact, half=openvino_graph.has_half(opened.graph))
     outputs = opened.outputs[: len(exact)]
-    reference, checks = "the torch model", []
+    reference = "the torch model"
+    expected = _expected(opened, "reference")
+    checks, layers = [_weights(opened.graph, expected)], tuple[LayerNoise, ...]()
     if opened.quantized:
         reference = "the torch model with the same quantized weights"
+        if isinstance(expected, Expected):
+            rounded, layers = of_reference(opened.inputs["reference"].path, opened.inputs["model"].path, expected.reads)
+            checks += rounded
         outputs = opened.run(OpenvinoSession(opened.graph, settings=FLOAT_INPUTS), samples)
         if not np.array_equal(outputs, opened.outputs[: len(exact)]):
-            checks = [Check("activations of matrix products", True, _ROUNDED_ACTIVATIONS)]
+            checks.append(Check("activations of matrix products", True, _ROUNDED_ACTIVATIONS))
     found = differences(outputs, exact)
     error = found["max_abs_error"]
-    return Parity(reference, error is not None and error <= limit, why, tolerance=limit, **found), checks  # type: ignore[arg-type]
+    parity = Parity(reference, error is not None and error <= limit, why, tolerance=limit, **found)  # type: ignore[arg-type]
+    return parity, checks, layers
+
+
+def _expected(opened: OpenedOpenvino, role: str) -> Expected | str:
+    """The numbers that a file made of that torch model must hold, or why they are not known."""
+    try:
+        return expected_weights(opened.inputs[role].path, opened.interface)
+    except ModelError as error:
+        return error.what
+
+
+def _weights(graph: openvino.Model, expected: Expected | str) -> Check:
+    """The constants of a file whose arithmetic is float are those of the torch model."""
+    if isinstance(expected, str):
+        return Check(WEIGHTS, None, expected)
+    return weights_check(expected, openvino_graph.float_constants(graph))
 
 
 _ROUNDED_ACTIVATIONS = (
@@ -142,19 +176,24 @@ def _limit(opened: OpenedOpenvino, role: str, samples: Inputs, exact: np.ndarray
     return limit, f"at most {limit:.3g}: {HALF_ROUNDINGS} times what rounding torch's weights to float16 moves"
 
 
-def _rewritten_parity(opened: OpenedOpenvino, samples: Inputs, exact: np.ndarray) -> tuple[Parity, list[Check]]:
+def _rewritten_parity(opened: OpenedOpenvino, samples: Inputs, exact: np.ndarray) -> Found:
     """A file that a quantizer made from a float file: against that file, which is held against torch in its turn."""
     original = openvino_graph.load(opened.inputs["unquantized"].path)
     limit, why = _limit(opened, "model", samples, exact, half=openvino_graph.has_half(original))
     rewritten = Quantized(original, opened.graph, lambda graph: opened.run(OpenvinoSession(graph), samples))
     apart = float(np.abs(rewritten.clean - exact).max())
-    equal = Check("float file equals torch", apart <= limit, f"they differ by {apart:.3g}; {why}")
+    equal = [
+        Check("float file equals torch", apart <= limit, f"they differ by {apart:.3g}; {why}"),
+        _weights(original, _expected(opened, "model")),
+    ]
     try:
         record = json.loads((opened.folder / RECORD).read_text(encoding="utf-8"))
-        checks = rewritten.checks(record, limit=limit)
+        few = {name: array[:WATCHED] for name, array in samples.items()}
+        checks = [*rewritten.checks(record, limit=limit), rewritten.ranges(few)]
+        layers = rewritten.layers()
         parity = rewritten.parity(opened.outputs[: len(exact)], floor=limit)
     except (OSError, ValueError, TypeError, AttributeError, LookupError, RuntimeError, ModelError) as error:
         # Something that every file written here has is missing, or is of another kind.
         why = f"it is built in another way: {type(error).__name__}: {openvino_graph.reason(error)}"
-        return Parity(rewritten.reference, None, why), [equal, Check("quantization", False, why)]
-    return parity, [equal, *checks]
+        return Parity(rewritten.reference, None, why), [*equal, Check("quantization", False, why)], ()
+    return parity, [*equal, *checks], layers
