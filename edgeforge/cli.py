@@ -122,7 +122,9 @@ def plan(file: File, store: StoreFolder = None, overrides: Overrides = None) -> 
 
 @app.command()
 def bench(
-    file_or_run: Annotated[Path, typer.Argument(help="A pipeline file or a run's folder.", show_default=False)],
+    file_or_run: Annotated[
+        Path, typer.Argument(help="A pipeline file, a run's folder, or a GGUF file.", show_default=False)
+    ],
     threads: Annotated[int, typer.Option(min=1, help="Threads each file may use.")] = 1,
     device: Annotated[
         str, typer.Option(metavar="NAME", help="Where to measure; see `edgeforge devices`.")
@@ -135,10 +137,14 @@ def bench(
     ] = 0,
 ) -> None:
     """Measure the files of a finished run again, here or on another device, in turns with the baseline."""
+    from edgeforge.commands import _gguf
     from edgeforge.commands import bench as command
 
     console = _console()
     stage = command.stage_for(device, threads=threads, sustained_s=sustained, accuracy_samples=accuracy)
+    if _gguf.is_one(file_or_run):
+        command.show(command.measure_file(file_or_run, stage=stage, console=console), console)
+        return
     folder = command.folder_of(file_or_run)
     command.show(command.measure(folder, stage=stage, console=console), console)
     path = folder / command.file_name(stage)
@@ -146,11 +152,59 @@ def bench(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A run's folder.", metavar="RUN", show_default=False)]) -> None:
+def speculate(
+    teacher: Annotated[Path, typer.Argument(help="The GGUF file that is to write, or its folder.", show_default=False)],
+    draft: Annotated[Path, typer.Argument(help="The GGUF file that drafts for it.", show_default=False)],
+    prompts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Prompts, as the task's `prompts`.", show_default="four of its own"),
+    ] = None,
+    new_tokens: Annotated[int, typer.Option(min=8, help="Tokens written after each prompt.")] = 64,
+    threads: Annotated[int, typer.Option(min=1, help="Threads each file may use.")] = 1,
+    out: Annotated[Path, typer.Option(help="Where raw results go.")] = Path("speculation.json"),
+) -> None:
+    """Measure speculative decoding: how much of a small model's drafts a large one accepts, and what that gains."""
+    from edgeforge.commands import speculate as command
+
+    console = _console()
+    found = command.measure(teacher, draft, prompts=prompts, new_tokens=new_tokens, threads=threads, console=console)
+    command.write(found, out)
+    command.show(found, console)
+    console.print(f"\nraw results: {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run's folder.", metavar="RUN", show_default=False)],
+    merge: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RESULT", help="Take in what a device measured: result.json of a bundle. Repeatable."),
+    ] = None,
+) -> None:
     """Draw a run's report.json again as Markdown and HTML, and print its summary."""
+    from edgeforge.commands import merge as command
     from edgeforge.commands import summary
 
+    for result in merge or ():
+        command.merge(folder, result)
     summary.show(summary.redraw(folder), folder, _console())
+
+
+@app.command()
+def bundle(
+    folder: Annotated[Path, typer.Argument(help="A run's folder.", metavar="RUN", show_default=False)],
+    target: Annotated[str, typer.Option(metavar="PLATFORM", help="android, ios or web.", show_default=False)],
+    artifact: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which file; needed where several fit.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the bundle and its zip.", show_default="RUN/bundles")
+    ] = None,
+) -> None:
+    """Make what an app's developer needs: model, wrapper, self-test and licences, as a folder and a zip."""
+    from edgeforge.commands import bundle as command
+
+    command.make(folder, target=target, artifact=artifact, out=out or folder / "bundles", console=_console())
 
 
 @app.command()

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
-from edgeforge.core import document
+from edgeforge.core import document, user_code
 from edgeforge.core.document import Document
 from edgeforge.core.errors import ConfigurationError
 from edgeforge.core.kinds import OneOf, discover
@@ -69,7 +69,11 @@ class Budgets(Spec):
     )
     size_mb: float | None = Field(default=None, gt=0, description="Largest shipped file or folder (MB, 10^6 bytes).")
     size_ratio: float | None = Field(default=None, gt=0, description="Least times smaller than the baseline.")
-    latency_ms: float | None = Field(default=None, gt=0, description="Highest median latency on each device (ms).")
+    latency_ms: float | None = Field(
+        default=None,
+        gt=0,
+        description="Highest median latency on each device (ms; for a language model, of one token that it writes).",
+    )
     latency_ratio: float | None = Field(default=None, gt=0, description="Least times faster than the baseline.")
     allow_unmeasured: bool = Field(default=False, description="Let a limit pass where its value could not be measured.")
 
@@ -134,7 +138,7 @@ def parse(raw: bytes, name: str, overrides: Sequence[str] = ()) -> Pipeline:
     for override in overrides:
         source.override(override)
     try:
-        return Pipeline.model_validate(source.data)
+        return Pipeline.model_validate(source.data, context={user_code.FOLDER: str(Path(name).absolute().parent)})
     except ValidationError as error:
         raise _explained(error, source) from error
 
@@ -174,7 +178,7 @@ def _sentence(problem: ErrorDetails) -> str:
         message = "must hold keys and values"
     elif kind == "value_error":
         message = message.removeprefix("Value error, ")
-    elif kind not in ("unknown_key", "unknown_kind", "missing_kind"):
+    elif kind not in ("unknown_key", "unknown_kind", "missing_kind", "secret"):
         message = message.replace("Input should", "must")
     else:
         return message

@@ -1,8 +1,9 @@
-"""`edgeforge bench`: the files of a finished run, measured again on this machine or on another device."""
+"""`edgeforge bench`: the files of a finished run, or a GGUF file, measured on this machine or on another device."""
 
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,11 +14,14 @@ from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
 
+from edgeforge import gguf_file
+from edgeforge.commands import _gguf
 from edgeforge.commands.summary import read
 from edgeforge.core.artifact import Artifact, digest_files, hash_folder
 from edgeforge.core.errors import ConfigurationError, EnvironmentProblem
 from edgeforge.core.report import ArtifactRow, LatencyComparison, MeasurementRow
 from edgeforge.core.stage import Job, Progress
+from edgeforge.core.task import Input, Interface, Task, Tokens
 from edgeforge.device import profile
 from edgeforge.pipeline import Pipeline, load
 from edgeforge.renderers import _text as text
@@ -78,6 +82,51 @@ def measure(folder: Path, *, stage: Benchmark, console: Console) -> dict[str, Ma
     return found
 
 
+def measure_file(path: Path, *, stage: Benchmark, console: Console) -> dict[str, Mapping[str, Any]]:
+    """The same for a GGUF file that belongs to no run, on random tokens, as llama-bench does; nothing is written.
+
+    Raises ConfigurationError where there is no such file, ModelError where it is damaged.
+    """
+    with (
+        _gguf.folder_of(path) as folder,
+        TemporaryDirectory(prefix="edgeforge-") as draft,
+        console.status(f"measuring {path.name}") as status,
+    ):
+        file = gguf_file.read(folder / gguf_file.MODEL)
+        task = _RandomTexts(vocabulary_size=file.tensors["token_embd.weight"].shape[0], length=stage.prompt_tokens)
+        progress = _Spinner(path.name, status)
+        job = Job(task, Path(draft), 0, _no_accelerator, progress)
+        facts = stage.run({"model": Artifact("", "export", "gguf", folder, "", {}, {}, {}, {})}, job)
+    if "reason" in facts:
+        raise EnvironmentProblem(str(facts["reason"]), where=str(path))
+    return {path.name: facts}
+
+
+class _RandomTexts(Task):
+    """One text of random tokens, of which speed does not depend; its own data."""
+
+    kind: str = "random_texts"
+    vocabulary_size: int
+    length: int
+
+    @property
+    def interface(self) -> Interface:
+        tokens = Tokens(self.vocabulary_size, self.length, 0)
+        return Interface((Input("input_ids", (self.length,), "int64", variable=True),), "logits", (), tokens=tokens)
+
+    def open(self, model: Path | None = None) -> Any:
+        return self
+
+    def size(self, split: str) -> int:
+        return 1
+
+    def batch(self, split: str, indices: Any) -> dict[str, Any]:
+        import torch
+
+        ids = random.Random(0).choices(range(self.vocabulary_size), k=self.length)
+        return {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, self.length, dtype=torch.int64)}
+
+
 def _measure_all(
     artifacts: Mapping[str, Artifact],
     stage: Benchmark,
@@ -102,6 +151,41 @@ def _write(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
 
 def show(found: Mapping[str, Mapping[str, Any]], console: Console) -> None:
     """One line per file."""
+    if any("prompt_tokens" in facts.get("conditions", {}) for facts in found.values()):
+        _show_texts(found, console)
+    else:
+        _show_calls(found, console)
+    for name, facts in found.items():
+        for said in _said(facts):
+            console.print(f"[yellow]{name}[/yellow]: {escape(said)}", highlight=False)
+
+
+def _show_texts(found: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+    """Of language models: speeds of reading and of writing."""
+    columns = ("tokens/s", "read", "written", "95 % interval", "first", "load", "peak", "bandwidth", "speed")
+    table = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, facts in found.items():
+        rows = {row.metric: row for row in map(MeasurementRow.model_validate, facts["measurements"])}
+        if not rows:
+            table.add_row(name, *[text.NONE] * 8)
+            continue
+        decode, share = rows["decode_tokens_per_s"], rows.get("memory_bandwidth_percent")
+        compared = LatencyComparison.model_validate(facts["latency"]) if facts["latency"] else None
+        table.add_row(
+            name,
+            text.significant(rows["prefill_tokens_per_s"].median or 0),
+            text.significant(decode.median or 0),
+            escape(text.interval(decode.ci95)),
+            text.milliseconds(rows["first_token_ms"].median),
+            text.milliseconds(rows["load_ms"].median),
+            f"{rows['peak_rss_mb'].median:.0f} MB",
+            f"{share.median:.0f} %" if share and share.median is not None else text.NONE,
+            text.speed(compared) if compared else "",
+        )
+    console.print(table)
+
+
+def _show_calls(found: Mapping[str, Mapping[str, Any]], console: Console) -> None:
     columns = ("file", "latency", "95 % interval", "load", "peak memory", "speed")
     table = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name, facts in found.items():
@@ -120,9 +204,6 @@ def show(found: Mapping[str, Mapping[str, Any]], console: Console) -> None:
             text.speed(compared) if compared else "",
         )
     console.print(table)
-    for name, facts in found.items():
-        for said in _said(facts):
-            console.print(f"[yellow]{name}[/yellow]: {escape(said)}", highlight=False)
 
 
 def _said(facts: Mapping[str, Any]) -> Iterator[str]:
@@ -158,7 +239,8 @@ def _artifact(folder: Path, row: ArtifactRow) -> Artifact:
 
 
 def _job(pipeline: Pipeline, folder: Path, progress: Progress) -> Job:
-    def no_accelerator() -> NoReturn:
-        raise AssertionError("measuring a file needs no accelerator")
+    return Job(pipeline.task, folder, pipeline.seed, _no_accelerator, progress)
 
-    return Job(pipeline.task, folder, pipeline.seed, no_accelerator, progress)
+
+def _no_accelerator() -> NoReturn:
+    raise AssertionError("measuring a file needs no accelerator")

@@ -31,6 +31,9 @@ class Workload(Spec):
     `inputs` is an ``.npz`` of real samples, one array of shape (N, ...) for each input; each call takes one sample.
     `starts` says in how many fresh processes each subject is started; every subject takes part in the latency rounds.
     `sustained` says for how many seconds a subject then runs without a pause, which shows a device that throttles.
+
+    With `new_tokens`, the subjects are language models: `inputs` holds one prompt, ``input_ids`` of shape (1, length),
+    and in each of `samples` rounds each subject reads it, forgets it, and writes so many tokens one by one.
     """
 
     subjects: dict[str, Subject]
@@ -41,11 +44,15 @@ class Workload(Spec):
     warmup: int
     min_sample_ms: float
     seed: int = 0
+    new_tokens: int = 0
     sustained: dict[str, float] = Field(default={})
 
 
 class Start(Spec):
-    """One fresh process that loaded a model and ran it once. MB are 10^6 bytes of the process's peak memory."""
+    """One fresh process that loaded a model and ran it once. MB are 10^6 bytes of the process's peak memory.
+
+    A language model's first inference is its reading of the prompt; it has written before its memory is looked at.
+    """
 
     load_ms: float
     first_inference_ms: float
@@ -57,6 +64,7 @@ class Timings(Spec):
 
     A device that was lost halfway leaves whole rounds, perhaps fewer than were asked for, and
     ``conditions["partial"]`` says what happened. ``conditions["busy"]`` is a sentence where other programs disturbed.
+    Of language models, `latency_ms` is the time for one token that is written.
     """
 
     starts: dict[str, tuple[Start, ...]]
@@ -69,6 +77,12 @@ class Timings(Spec):
     sustained: dict[str, tuple[tuple[float, float], ...]] = Field(
         default={}, description="(seconds since its begin, latency in ms) of each subject that ran without a pause."
     )
+    prefill_ms: dict[str, tuple[float, ...]] = Field(
+        default={}, description="Of language models: the time to read the prompt and choose the first token, by round."
+    )
+    memory_gb_per_s: tuple[float, ...] = Field(
+        default=(), description="How fast memory could be read (10^9 bytes a second), by round."
+    )
 
 
 class Link(Spec):
@@ -76,6 +90,8 @@ class Link(Spec):
 
     kind: str
     origin: ClassVar[Origin] = "measured"
+    times_texts: ClassVar[bool] = False
+    """Whether it can take a workload with `new_tokens`."""
 
     def unavailable(self, runtime: str) -> str | None:
         """None where this runtime can run on the device, else the reason it cannot, as a sentence."""

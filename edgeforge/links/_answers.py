@@ -15,6 +15,9 @@ class Answers:
     def __init__(self) -> None:
         self.start: Start | None = None
         self.rounds: list[dict[str, float]] = []
+        self.prefill_ms: list[dict[str, float]] = []
+        self.memory_gb_per_s: list[float] = []
+        self.runs: list[dict[str, Any]] = []
         self.sustained: dict[str, list[tuple[float, float]]] = {}
         self.end: dict[str, Any] | None = None
         self.shape: tuple[int, ...] | None = None
@@ -45,6 +48,11 @@ class Answers:
             self.start = Start.model_validate(said["start"])
         elif "round" in said:
             self.rounds.append({name: float(value) for name, value in said["round"].items()})
+            if "prefill_ms" in said:
+                self.prefill_ms.append({name: float(value) for name, value in said["prefill_ms"].items()})
+                self.memory_gb_per_s.append(float(said["memory_gb_per_s"]))
+        elif "run" in said:
+            self.runs.append(said["run"])
         elif "sustained" in said:
             sample = said["sustained"]
             self.sustained.setdefault(sample["subject"], []).append((sample["at_s"], sample["latency_ms"]))
@@ -68,8 +76,10 @@ def timings(
         latency_ms={name: tuple(one[name] for one in race.rounds) for name in workload.subjects},
         calls_per_sample=end.get("calls_per_sample", {}),
         waiting_share=end.get("waiting_share"),
-        conditions=dict(conditions),
+        conditions={**conditions, **end.get("conditions", {})},
         sustained={name: tuple(samples) for name, samples in race.sustained.items()},
+        prefill_ms={name: tuple(one[name] for one in race.prefill_ms) for name in workload.subjects if race.prefill_ms},
+        memory_gb_per_s=tuple(race.memory_gb_per_s),
     )
 
 

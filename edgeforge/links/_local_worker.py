@@ -1,13 +1,18 @@
-"""`_worker` on this machine, where EdgeForge is installed: every runtime it has, with its own error messages."""
+"""`_worker` on this machine, where EdgeForge is installed: every runtime it has, with its own error messages.
+
+Language models are measured here too: what `_text_worker` does of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from edgeforge.core.errors import EdgeForgeError
 from edgeforge.core.kinds import discover
-from edgeforge.links._worker import Session, main
+from edgeforge.links import _text_worker, _worker
+from edgeforge.links._worker import Session
 from edgeforge.runtimes import Runtime
 
 
@@ -27,5 +32,15 @@ class Installed:
         return lambda folder, threads: runtime.open(folder, threads=threads)
 
 
+def start(job: Mapping[str, Any], *rest: Any) -> None:
+    """Of whatever the subject is."""
+    (_text_worker if job.get("new_tokens") else _worker).start(job, *rest)
+
+
+def race(job: Mapping[str, Any], *rest: Any) -> None:
+    """Of whatever the subjects are."""
+    (_text_worker if job.get("new_tokens") else _worker).race(job, *rest)
+
+
 if __name__ == "__main__":
-    main(Installed())
+    _worker.main(Installed(), {"start": start, "race": race, "speculate": _text_worker.speculate})

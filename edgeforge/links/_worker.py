@@ -57,8 +57,8 @@ class Runtimes(Protocol):
         """Import a runtime's library; what opens a folder with so many threads."""
 
 
-def main(runtimes: Runtimes) -> None:
-    """Serve one job."""
+def main(runtimes: Runtimes, others: Mapping[str, Any] | None = None) -> None:
+    """Serve one job: one of those above, or of `others`, by their names."""
     stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # native libraries print to stdout; the answer must stand there alone
 
@@ -73,7 +73,7 @@ def main(runtimes: Runtimes) -> None:
         opened = {subject["runtime"]: runtimes.prepare(subject["runtime"]) for subject in job["subjects"].values()}
         if runtimes.version:
             say({"runtime": runtimes.version})
-        {"start": start, "race": race, "outputs": outputs}[job["what"]](job, opened, say)
+        {"start": start, "race": race, "outputs": outputs, **(others or {})}[job["what"]](job, opened, say)
     except BrokenPipeError:
         os._exit(BROKEN_PIPE)  # whoever asked is gone; the ordinary way out would write to the pipe again
     except MemoryError:

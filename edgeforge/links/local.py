@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import psutil
@@ -42,6 +42,8 @@ class Local(Link):
     """Runs `edgeforge.links._local_worker` in fresh processes, pinned to the idlest cores where it can."""
 
     kind: Literal["local"] = "local"
+
+    times_texts: ClassVar[bool] = True
 
     def unavailable(self, runtime: str) -> str | None:
         cls = discover("edgeforge.runtimes", Runtime)[runtime]

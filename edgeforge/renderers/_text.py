@@ -123,11 +123,21 @@ def tick_size(count: float) -> str:
 
 def quantity(metric: str) -> str:
     """``peak_rss_mb`` -> ``peak RSS, MB``: what was measured, and its unit."""
-    units = {"ms": "ms", "mb": "MB", "s": "s"}
-    name, _, unit = metric.rpartition("_")
-    if unit not in units:
+    units = {"tokens_per_s": "tokens/s", "percent": "%", "ms": "ms", "mb": "MB", "s": "s"}
+    unit = next((unit for unit in units if metric.endswith(f"_{unit}")), None)
+    if unit is None:
         return words(metric)
-    return f"{words(name).replace('rss', 'RSS')}, {units[unit]}"
+    return f"{words(metric.removesuffix(f'_{unit}')).replace('rss', 'RSS')}, {units[unit]}"
+
+
+def latency(row: ArtifactRow) -> str:
+    """How long a call takes; of a language model, how long a token and how many are written in a second."""
+    found, decode = row.measurement("latency_ms"), row.measurement("decode_tokens_per_s")
+    if found is None:
+        return NONE
+    if decode is None or decode.median is None:
+        return milliseconds(found.median)
+    return f"{milliseconds(found.median)} a token, {significant(decode.median)} tokens/s"
 
 
 def words(name: str) -> str:
@@ -188,6 +198,8 @@ def conditions(item: BenchmarkConditions) -> list[str]:
         said.append(f"a call of an empty graph takes {milliseconds(floor)}")
     if "min_sample_ms" in known:
         said.append(f"a sample is the mean of calls lasting {known['min_sample_ms']:g} ms together")
+    if known.get("memory"):
+        said += _texts(known)
     loads = [known.get(f"load_average_{when}") for when in ("before", "after")]
     if all(loads):
         said.append("load average " + " → ".join(f"{load[0]:.2f}" for load in loads if load))
@@ -202,6 +214,17 @@ def conditions(item: BenchmarkConditions) -> list[str]:
         said.append(f"temperature {known['temperature_c_before']:.0f} → {known['temperature_c_after']:.0f} °C")
     said += [known[name] for name in ("partial", "busy", "hardware") if known.get(name)]
     return [*said, *map(estimated, known.get("estimates", ())), *known.get("refused", ())]
+
+
+def _texts(known: Mapping[str, Any]) -> list[str]:
+    """How a language model was measured."""
+    probe = known["memory"]
+    pages = "huge pages" if probe["huge_pages"] else "ordinary pages"
+    return [
+        f"a prompt of {known['prompt_tokens']} tokens; {known['new_tokens']} written one by one",
+        f"memory was read at {significant(probe['gb_per_s'])} GB/s between the rounds "
+        f"({probe['block_bytes'] // 2**20} MiB a thread, in {pages}), which is 100 % of bandwidth",
+    ]
 
 
 def estimated(estimate: Mapping[str, Any]) -> str:

@@ -44,6 +44,7 @@ class Html(Renderer):
                 "speed",
                 "speed_interval",
                 "format_of",
+                "latency",
                 "decibels",
             )
         }
@@ -130,9 +131,9 @@ def _charts_of(report: Report) -> dict[str, Markup]:
         point for row in report.artifacts if (m := row.measurement("latency_ms")) and (point := _point(report, row, m))
     ]
     if len(by_latency) > 1:
-        found["latency"] = _charts.scatter(
-            by_latency, metric=name, title=f"{metric} against latency", x_axis=("latency, ms per call", "{:g}".format)
-        )
+        per = "token" if any(row.measurement("decode_tokens_per_s") for row in report.artifacts) else "call"
+        axis = (f"latency, ms per {per}", "{:g}".format)
+        found["latency"] = _charts.scatter(by_latency, metric=name, title=f"{metric} against latency", x_axis=axis)
     rows = [
         _charts.Strip(row.name, _series(report)[row.name], item.samples, item.median, (low, high))
         for row in report.artifacts

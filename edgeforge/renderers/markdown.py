@@ -81,7 +81,7 @@ def _files(report: Report) -> list[str]:
                 _text.times(row.deltas.get("size_ratio")),
                 _text.metric(row.metrics[name], name) if name else _text.NONE,
                 _change(row, name),
-                f"{_text.milliseconds(latency.median)} ({latency.origin})" if latency else _text.NONE,
+                f"{_text.latency(row)} ({latency.origin})" if latency else _text.NONE,
                 " ".join(filter(None, (_text.speed(_first(row)), _text.speed_interval(_first(row))))),
             ]
         )
@@ -98,7 +98,8 @@ def _files(report: Report) -> list[str]:
     notes = [
         "Change: difference from the baseline's written file, of shares in percentage points, with the paired 95 % "
         "interval. "
-        "Latency: median of one call, batch 1; faster or slower is said only where the 95 % interval excludes 1."
+        "Latency: median of one call, batch 1 (of a language model: of one token that it writes); faster or slower is "
+        "said only where the 95 % interval excludes 1."
     ]
     bullets = reasons + missing
     return ["## Files", "", *table(head, rows, right=(3, 4, 5, 6)), "", *notes, *([""] if bullets else []), *bullets]

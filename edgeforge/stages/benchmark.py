@@ -19,7 +19,7 @@ from edgeforge.core.report import LatencyComparison, MeasurementRow, Verdict, fi
 from edgeforge.core.stage import Job, Stage
 from edgeforge.core.task import Interface, model_inputs
 from edgeforge.device import own_folder, profile
-from edgeforge.environment import fingerprint
+from edgeforge.environment import fingerprint, packages
 from edgeforge.links import Link, Start, Subject, Timings, Workload, link_of
 from edgeforge.runtimes import runtime_for
 from edgeforge.stages import _text_benchmark
@@ -104,8 +104,12 @@ class Benchmark(Stage):
     )
 
     def identity(self) -> dict[str, Any]:
-        """The spec, the host and the way to the device: timings of another machine are never taken for this one's."""
-        return {**super().identity(), "host": fingerprint(), "connection": dict(profile(self.device).connection)}
+        """The spec, the host and the way to the device: timings of another machine are never taken for this one's.
+
+        And llama.cpp's version, which `needs` cannot name: most pipelines do without it.
+        """
+        here = {"host": fingerprint(), "llama_cpp": packages().get("llama-cpp-python")}
+        return {**super().identity(), **here, "connection": dict(profile(self.device).connection)}
 
     def check(self) -> None:
         device = profile(self.device)

@@ -89,9 +89,9 @@ def test_the_token_that_ends_a_text_ends_it(place: int, length: int) -> None:
     assert all(0 <= accepted <= drafted for drafted, accepted in found.drafts)
 
 
-def test_shares_are_of_the_verifications_that_went_so_far() -> None:
-    shares = acceptance([(3, 3), (3, 1), (3, 0), (2, 2)], 4)
-    assert shares == [3 / 4, 2 / 4, 1 / 3, None]
+def test_shares_are_of_whole_drafts() -> None:
+    assert acceptance([(3, 3), (3, 1), (3, 0), (2, 2)], 3) == [2 / 3, 1 / 3, 1 / 3]
+    assert acceptance([(1, 1)], 2) == [None, None]
 
 
 def test_the_projection_is_the_formula_of_leviathan_for_greedy_drafts() -> None:

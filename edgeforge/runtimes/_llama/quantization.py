@@ -20,6 +20,9 @@ from edgeforge.runtimes._llama.model import usable_cores
 if TYPE_CHECKING:
     import numpy as np
 
+_PLANNED = re.compile(r"^\[ *\d+/ *\d+\] (\S+) +- \[.*size = [^(]*(?:\((\w+)\))?$")
+"""``[   8/ 272] blk.0.ffn_down.weight - [1536, 576, 1, 1], type = f16, size = 1.69 MiB -> 0.53 MiB (q4_1)``"""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -55,12 +58,17 @@ def quantize(source: Path, target: Path, recipe: Recipe) -> GgufFile:
     return GgufFile(target, found.metadata, found.tensors)
 
 
-def planned_bytes(source: Path, recipe: Recipe) -> int:
-    """About how many bytes all tensors would take together, found without quantizing anything."""
-    said = re.search(r"quant size\s*=\s*([0-9.]+) MiB", _run(source, source, recipe, dry=True))
-    if said is None:
-        raise ModelError("llama.cpp does not say how large the file would be", where=str(source))
-    return int(float(said[1]) * 2**20)
+def planned_types(source: GgufFile, recipe: Recipe) -> dict[str, str]:
+    """Tensor -> the type (``q5_0``) it would get, for every tensor; nothing is quantized. Raises ModelError.
+
+    llama.cpp counts the layers it gives more bits only among tensors without a type of their own, so that such a type
+    moves the others': whoever wants its mix but for some tensors names them all.
+    """
+    said = _run(source.path, source.path, recipe, dry=True)
+    planned = {match[1]: match[2] for line in said.splitlines() if (match := _PLANNED.search(line))}
+    if planned.keys() != source.tensors.keys():
+        raise ModelError("llama.cpp does not say which types it would choose", where=str(source.path))
+    return {name: (word or source.tensors[name].type).lower() for name, word in planned.items()}
 
 
 def _run(source: Path, target: Path, recipe: Recipe, *, dry: bool = False) -> str:

@@ -96,12 +96,15 @@ def _common(drafted: Sequence[int], answers: Sequence[int]) -> int:
 
 
 def acceptance(drafts: Sequence[tuple[int, int]], length: int) -> list[float | None]:
-    """Of the verifications that went so far: the share in which the first 1, 2, ..., `length` tokens were all right."""
-    found: list[float | None] = []
-    for position in range(1, length + 1):
-        reached = [accepted >= position for drafted, accepted in drafts if drafted >= position]
-        found.append(sum(reached) / len(reached) if reached else None)
-    return found
+    """The share of verifications in which the first 1, 2, ..., `length` drafted tokens were all right.
+
+    Those near the end of a text, for which less was drafted, are left out; None where there is no other.
+    """
+    whole = [accepted for drafted, accepted in drafts if drafted == length]
+    return [
+        sum(accepted >= position for accepted in whole) / len(whole) if whole else None
+        for position in range(1, length + 1)
+    ]
 
 
 def projected_speedup(
