@@ -37,6 +37,7 @@ Results = Mapping[str, StepResult]
 BASELINE = "baseline"
 Z95 = 1.959963984540054
 RESAMPLES = 2000
+_FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def collect(
@@ -218,6 +219,9 @@ def _quantization(plan: Plan, results: Results, row: str) -> tuple[dict[str, Any
         if isinstance(step.stage, Quantize):
             said.pop("bytes", None)
             quantization = {"kind": step.stage.quantizer.kind, **said}
+        elif not quantization and (types := facts.get("types")):
+            # Of a file that says so: a GGUF file in floats is float16 unless the exporter was told otherwise.
+            quantization = {"scheme": _FLOATS.get(max(types, key=types.get), "mixed")}
     return quantization, coverage
 
 

@@ -115,3 +115,31 @@ def test_it_chats_by_the_template_in_the_file(server: str) -> None:
     same = ask(f"{server}/v1/completions", from_text)["choices"][0]
     if len(content["messages"]) == 1:
         assert choice["message"]["content"] == same["text"]
+
+
+def test_a_student_can_be_taught_by_it(server: str, tmp_path: Path) -> None:
+    """`teacher: endpoint` asks it as any server: its words, its count of tokens, and each question once."""
+    pytest.importorskip("openai", reason="pip install 'edgeforge[api]'")
+    from edgeforge.data import Message
+    from edgeforge.teachers.endpoint import Endpoint
+
+    class Silent:
+        def update(self, done: int, total: int, note: str = "") -> None:
+            pass
+
+        def warn(self, message: str) -> None:
+            raise AssertionError(message)
+
+    said = {"model": "m", "temperature": 0, "max_tokens": 6, "concurrency": 2}
+    teacher = Endpoint.model_validate({**said, "base_url": f"{server}/v1", "journal": str(tmp_path)})
+    questions = ["Why is the sky blue?", "Who met the whale?", "Where did the fox run?"]
+    asked = teacher.ask([[Message("user", question)] for question in questions], Silent())
+    for question, answer in zip(questions, asked.answers, strict=True):
+        body = {"messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 6}
+        direct = ask(f"{server}/v1/chat/completions", body)
+        assert answer.text == direct["choices"][0]["message"]["content"]
+        assert answer.input_tokens == direct["usage"]["prompt_tokens"]
+        assert (answer.finish == "cut_off") == (direct["choices"][0]["finish_reason"] == "length")
+    again = teacher.ask([[Message("user", question)] for question in questions], Silent())
+    assert again.answers == asked.answers
+    assert again.facts["answered_before"] == 3

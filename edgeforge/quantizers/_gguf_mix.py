@@ -14,10 +14,10 @@ from edgeforge.core.extras import require
 from edgeforge.core.stage import Job
 from edgeforge.gguf_file import EXTRA, GgufFile
 from edgeforge.quantizers._allocation import Choice, allocate, smallest
-from edgeforge.quantizers._gguf_types import BARRED, MIXES, block_of, is_quantizable
+from edgeforge.quantizers._gguf_types import BARRED, MIXES, block_of, is_quantizable, mixed_with
 from edgeforge.quantizers._importance import Importance
 from edgeforge.runtimes._llama.divergence import divergence
-from edgeforge.runtimes._llama.quantization import Recipe, planned_bytes, quantize
+from edgeforge.runtimes._llama.quantization import Recipe, planned_types, quantize
 from edgeforge.runtimes.llama_cpp import LlamaCppSession
 
 CHUNK_VALUES = 1 << 22
@@ -146,12 +146,10 @@ class Mixer:
         inputs = self._held_out()
         reference = _answers(self.floats.path, inputs)
         files, measured = {"mixed": mixed}, {"mixed": _kld(mixed.path, inputs, reference)}
-        for rival in self._rivals(room):
-            file = quantize(
-                self.floats.path, scratch / f"{rival}.gguf", Recipe(rival, self.own, self.importance.inputs)
-            )
-            if not BARRED & set(file.types()) and _bytes(file) <= room:
-                files[rival], measured[rival] = file, _kld(file.path, inputs, reference)
+        for rival, types in self._rivals(room).items():
+            recipe = Recipe(rival, types, self.importance.inputs)
+            files[rival] = quantize(self.floats.path, scratch / f"{rival}.gguf", recipe)
+            measured[rival] = _kld(files[rival].path, inputs, reference)
         best = min(measured, key=lambda name: measured[name])
         if best != "mixed":
             self.job.progress.warn(
@@ -165,10 +163,17 @@ class Mixer:
             "taken": best,
         }
 
-    def _rivals(self, room: int) -> list[str]:
-        planned = {mix: planned_bytes(self.floats.path, Recipe(mix, self.own, self.importance.inputs)) for mix in MIXES}
-        fitting = [mix for mix, size in planned.items() if size <= room]
-        return sorted(fitting, key=lambda mix: -planned[mix])[:RIVALS]
+    def _rivals(self, room: int) -> dict[str, dict[str, str]]:
+        """The largest mixes of llama.cpp's that fit, and their types."""
+        found, sizes = {}, {}
+        for mix in MIXES:
+            recipe = mixed_with(self.floats, self.own, Recipe(mix, {}, self.importance.inputs))
+            planned = planned_types(self.floats, recipe)
+            types = {name: planned[name] for name in self.weights}
+            sizes[mix] = self._rest() + sum(self._size(name, word) for name, word in types.items())
+            if sizes[mix] <= room and not BARRED & set(types.values()):
+                found[mix] = types
+        return {mix: found[mix] for mix in sorted(found, key=lambda mix: -sizes[mix])[:RIVALS]}
 
     def _held_out(self) -> list[dict[str, np.ndarray]]:
         data = self.job.data
@@ -202,7 +207,3 @@ def _kld(file: Path, inputs: Sequence[Mapping[str, np.ndarray]], reference: Sequ
     """Mean divergence per token from the float file's answers."""
     found = [divergence(*pair) for pair in zip(reference, _answers(file, inputs), strict=True)]
     return float(np.concatenate(found).mean())
-
-
-def _bytes(file: GgufFile) -> int:
-    return sum(tensor.size_bytes for tensor in file.tensors.values())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from edgeforge.core.extras import require
-from edgeforge.gguf_file import EXTRA, Tensor
+from edgeforge.gguf_file import EXTRA, GgufFile, Tensor
+from edgeforge.runtimes._llama.quantization import Recipe, planned_types
 
 MIXES: Mapping[str, str] = {
     "q8_0": "q8_0",
@@ -27,7 +29,7 @@ MIXES: Mapping[str, str] = {
 }
 """A mix of llama.cpp -> the type that most of its tensors are of."""
 
-BARRED = frozenset({"Q4_1", "Q5_1"})
+BARRED = frozenset({"q4_1", "q5_1"})
 """Types that only llama.cpp's own mixes bring: they are never chosen here, for many published files lie on their grid,
 on which a second rounding looks free."""
 
@@ -37,6 +39,15 @@ def block_of(word: str) -> tuple[int, int]:
     gguf = require("gguf", EXTRA)
     weights, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[word.upper()]]
     return int(weights), int(size)
+
+
+def mixed_with(floats: GgufFile, own: Mapping[str, str], recipe: Recipe) -> Recipe:
+    """llama.cpp's mix, but for the tensors that have a type of their `own`."""
+    if not own:
+        return recipe
+    planned = planned_types(floats, recipe)
+    mixed = {name: word for name, word in planned.items() if is_quantizable(floats.tensors[name])}
+    return replace(recipe, tensors={**mixed, **own})
 
 
 def is_quantizable(tensor: Tensor) -> bool:

@@ -17,7 +17,7 @@ from edgeforge.gguf_file import MODEL, GgufFile
 from edgeforge.quantizers import Quantizer
 from edgeforge.quantizers import _importance as importance_file
 from edgeforge.quantizers._gguf_mix import Mixer
-from edgeforge.quantizers._gguf_types import MIXES, block_of, is_quantizable
+from edgeforge.quantizers._gguf_types import MIXES, block_of, is_quantizable, mixed_with
 from edgeforge.quantizers._importance import Importance
 from edgeforge.runtimes._llama.quantization import Recipe, quantize
 
@@ -135,7 +135,7 @@ class GgufK(Quantizer):
             mixer = Mixer(floats, importance, job, candidates=self.candidates, own=own)
             found, more["allocation"] = mixer.write(job.folder / MODEL, self._room(floats))
         else:
-            recipe = Recipe(self.type or "q4_k_m", own, importance.inputs if importance else {})
+            recipe = mixed_with(floats, own, Recipe(self.type or "q4_k_m", {}, importance.inputs if importance else {}))
             found = quantize(source / MODEL, job.folder / MODEL, recipe)
         for name in inputs["model"].files:
             if name != MODEL:

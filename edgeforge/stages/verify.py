@@ -16,6 +16,9 @@ from edgeforge.verification import Check, Parity, _golden, outcome, verification
 from edgeforge.verification._recorded import recorded_check
 
 
+READERS = ("coremltools", "gguf", "llama-cpp-python", "openvino")
+
+
 class Verify(Stage):
     """Open the written file again and compare it with the model it was made from.
 
@@ -46,13 +49,16 @@ class Verify(Stage):
         "edgeforge.runtimes.onnxruntime",
         "edgeforge.verification",
         "edgeforge.openvino_graph",
+        "edgeforge.gguf_file",
+        "edgeforge.gguf_names",
+        "edgeforge.models.gguf_tokenizer",
         *(name for _, name, package in pkgutil.walk_packages(runtimes.__path__, "edgeforge.runtimes.") if not package),
         *(f"edgeforge.verification.{module.name}" for module in pkgutil.iter_modules(verification.__path__)),
     )
 
     def identity(self) -> dict[str, Any]:
         """The spec, and the versions of what reads formats that not everybody needs."""
-        return {**super().identity(), "readers": {name: _installed(name) for name in ("coremltools", "openvino")}}
+        return {**super().identity(), "readers": {name: _installed(name) for name in READERS}}
 
     def run(self, inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any]:
         checker = verification_of(inputs["file"].format)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from edgeforge.runtimes.coreml_reference import CoremlReference
 from edgeforge.runtimes.onnxruntime import Onnxruntime
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
+by_optimum = pytest.mark.skipif(find_spec("optimum") is None, reason="optimum does not allow this transformers")
 PROMPTS = [[5, 9, 200, 31, 7], [40, 3]]
 
 
@@ -51,6 +53,7 @@ def greedy(folder: Path, prompt: list[int], count: int) -> list[int]:
     return text[len(prompt) :]
 
 
+@by_optimum
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_onnx_decoder_answers_as_torch_does_and_remembers(tales: Any, tmp_path: Path, family: str) -> None:
     model = tales.torch(family)
@@ -69,6 +72,7 @@ def test_an_onnx_decoder_answers_as_torch_does_and_remembers(tales: Any, tmp_pat
     assert json.loads((tmp_path / "file" / "generation_config.json").read_text())["eos_token_id"] == 2
 
 
+@by_optimum
 @pytest.mark.parametrize("quantizer", [Int4Weights(), Int8Weights()], ids=lambda spec: spec.kind)
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_an_onnx_decoder_holds_the_integers_of_its_quantizer(

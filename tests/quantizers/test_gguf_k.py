@@ -22,8 +22,9 @@ from edgeforge.gguf_file import MODEL
 from edgeforge.models import loading, tokenizer
 from edgeforge.quantizers import _importance
 from edgeforge.quantizers._gguf_mix import rows_of
+from edgeforge.quantizers._gguf_types import MIXES
 from edgeforge.quantizers.gguf_k import GgufK
-from edgeforge.runtimes._llama.quantization import Recipe, quantize
+from edgeforge.runtimes._llama.quantization import Recipe, planned_types, quantize
 from edgeforge.stages.importance import Importance
 
 pytest.importorskip("llama_cpp")
@@ -181,6 +182,23 @@ def test_tensors_have_types_of_their_own_and_the_longest_pattern_counts(quantize
     assert facts["coverage_percent"] < 90
 
 
+@pytest.mark.parametrize("word", ["q4_0", "q4_k_m", "q3_k_m"])
+def test_a_tensors_own_type_leaves_the_others_as_they_were(quantized: Quantized, word: str) -> None:
+    """llama.cpp counts the layers with more bits among the tensors that have no type of their own."""
+    _, folder, _ = quantized(type=word)
+    _, other, _ = quantized(type=word, tensors={"blk.0.ffn_down.weight": "q8_0", "blk.0.attn_v.weight": "q8_0"})
+    before, after = types_in(folder), types_in(other)
+    assert {name for name in before if before[name] != after[name]} <= {"blk.0.ffn_down.weight", "blk.0.attn_v.weight"}
+    assert after["blk.0.ffn_down.weight"] == "q8_0"
+
+
+def test_types_are_planned_as_they_are_then_made(quantized: Quantized, floats: Artifact) -> None:
+    file = gguf_file.read(floats.path / MODEL)
+    for word in MIXES:
+        _, folder, _ = quantized(type=word, importance=False)
+        assert planned_types(file, Recipe(word)) == types_in(folder)
+
+
 @pytest.mark.parametrize(
     ("tensors", "said"),
     [
@@ -328,7 +346,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from edgeforge.core.errors import EnvironmentProblem
-from edgeforge.runtimes._llama.quantization import Recipe, quantize
+from edgeforge.runtimes._llama.quantization import Recipe, planned_types, quantize
 source, target, limit = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
