@@ -14,6 +14,7 @@ import annotated_types
 from pydantic.fields import FieldInfo
 
 from edgeforge.architectures import Architecture
+from edgeforge.checkers import Checker
 from edgeforge.core.errors import ConfigurationError
 from edgeforge.core.kinds import discover
 from edgeforge.core.spec import Spec, perhaps
@@ -24,6 +25,7 @@ from edgeforge.data import DataSource
 from edgeforge.estimators import Estimator
 from edgeforge.exporters import Exporter
 from edgeforge.fetchers import Fetcher
+from edgeforge.filters import Filter
 from edgeforge.links import Link
 from edgeforge.losses import Loss
 from edgeforge.models import Model
@@ -43,6 +45,8 @@ _BASES: Mapping[str, type[Spec]] = {
     "stages": Stage,
     "students": Student,
     "teachers": Teacher,
+    "filters": Filter,
+    "checkers": Checker,
     "losses": Loss,
     "structures": Structure,
     "criteria": Criterion,

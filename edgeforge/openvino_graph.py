@@ -245,6 +245,19 @@ def numbers(model: openvino.Model) -> int:
     )
 
 
+def float_constants(model: openvino.Model) -> dict[str, np.ndarray]:
+    """Floating-point constants of more than one number, weights that are kept as integers multiplied out."""
+    found = {name: layer for name, layer in layers(model).items() if is_quantized(layer)}
+    decoding = {stored(_scales(layer)).get_name() for layer in found.values()}
+    plain = {
+        node.get_friendly_name(): np.array(node.data)
+        for node in model.get_ops()
+        if node.get_type_name() == "Constant" and node.get_element_type().is_real() and node.get_name() not in decoding
+    }
+    weights = {f"the weight of {name}": constant(layer.weight) for name, layer in found.items()}
+    return {name: array for name, array in {**plain, **weights}.items() if array.size > 1}
+
+
 # -- what a quantizer put into it
 
 

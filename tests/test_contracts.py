@@ -46,6 +46,9 @@ HEAVY = (
     "openvino",
     "nncf",
     "tokenizers",
+    "openai",
+    "anthropic",
+    "jsonschema",
 )
 
 
@@ -56,6 +59,8 @@ def of(axis: str) -> Any:
 
 
 EXAMPLES: dict[str, dict[str, Any]] = {
+    "checkers.python": {"function": "checks:check"},
+    "checkers.regex": {"pattern": "[0-9]+"},
     "data.hub": {"path": "owner/name"},
     "data.image_folder": {"path": "folder"},
     "data.npz": {"path": "file.npz"},
@@ -63,6 +68,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "data.jsonl": {"train": "train.jsonl", "test": "test.jsonl"},
     "data.text_files": {"train": "a.txt", "test": "b.txt"},
     "data.text_folder": {"path": "folder"},
+    "filters.schema": {"json_schema": {"type": "object"}},
+    "filters.verified": {"checker": "exact"},
     "models.config": {"architecture": "resnet"},
     "models.pretrained": {"path": "folder"},
     "stages.benchmark": {"device": "host_cpu"},
@@ -82,6 +89,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "quantizers.int8_openvino": {"samples": 16},
     "quantizers.int8_static": {"samples": 16},
     "quantizers.smooth_quant": {"samples": 16},
+    "teachers.endpoint": {"model": "m"},
+    "teachers.program": {"function": "lessons:teach"},
     "tasks.text_classification": {"data": {"kind": "jsonl", "train": "train.jsonl", "test": "test.jsonl"}},
 }
 """What to say of a kind that does not make itself from its defaults alone, or is quicker with less."""

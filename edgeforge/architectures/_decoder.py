@@ -97,7 +97,7 @@ class Decoder(Architecture):
         # The library's own ids are those of another tokenizer.
         ids = {"bos_token_id": None, "eos_token_id": interface.text.end_id}
         said = {name: value for name, value in fields.items() if value is not None}
-        return getattr(transformers, self.config_class)(**said, **given, **ids)  # type: ignore[no-any-return]
+        return getattr(transformers, self.config_class)(**said, **given, **ids)
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> Self:

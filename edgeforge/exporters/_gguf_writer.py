@@ -137,9 +137,11 @@ def blocks(weight: LinearWeight) -> np.ndarray:
     integers = weight.integers.reshape(rows, columns // BLOCK, BLOCK)
     scales = np.repeat(weight.scales, columns // BLOCK // weight.scales.shape[1], axis=1)
     head = np.ascontiguousarray(scales.astype("<f2")).reshape(rows, -1, 1).view(np.uint8)
+    body: np.ndarray
     if weight.bits == 8:
         body = integers.view(np.uint8)
     else:
         shifted = (integers + np.int8(8)).astype(np.uint8)
         body = shifted[..., : BLOCK // 2] | (shifted[..., BLOCK // 2 :] << 4)
-    return np.concatenate([head, body], axis=-1).reshape(rows, -1)
+    packed: np.ndarray = np.concatenate([head, body], axis=-1).reshape(rows, -1)
+    return packed

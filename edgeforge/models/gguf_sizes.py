@@ -124,7 +124,7 @@ class Sizes:
         }
         config = CONFIG_MAPPING[self.model_type](**fields, **ids)
         config.architectures = [f"{self.model_type.capitalize()}ForCausalLM"]
-        return config  # type: ignore[no-any-return]
+        return config
 
     # -- the GGUF side
 
@@ -167,7 +167,8 @@ class Sizes:
         periods = said["original_max_position_embeddings"] / wavelengths
         low, high = said["low_freq_factor"], said["high_freq_factor"]
         smooth = np.clip((periods - low) / (high - low), 0, 1)
-        return (1 / ((1 - smooth) / said["factor"] + smooth)).astype(np.float32)
+        stretched: np.ndarray = (1 / ((1 - smooth) / said["factor"] + smooth)).astype(np.float32)
+        return stretched
 
 
 def of_config(config: PretrainedConfig, held: Shapes, *, where: str) -> Sizes:

@@ -1,4 +1,4 @@
-"""Weights rounded with an eye on what multiplies them: GPTQ's rounding and AWQ's scaling, from the layers' own inputs."""
+"""Weights rounded with an eye on what multiplies them: GPTQ's rounding and AWQ's scaling, from the layers' inputs."""
 
 from __future__ import annotations
 
@@ -192,8 +192,8 @@ def scalable(network: PreTrainedModel) -> list[Scalable]:
 def scale_channels(network: PreTrainedModel, products: Products, choose: Choose) -> tuple[Products, dict[str, float]]:
     """Scale input channels that large values pass through up, and what makes them down, in place.
 
-    Lin et al., 2023 (AWQ, https://arxiv.org/abs/2306.00978): the factor is the channel's magnitude to a power; the power
-    is the one of those tried at which rounding (by `choose`) moves the layers' outputs least. Magnitudes are root mean
+    Lin et al., 2023 (AWQ, https://arxiv.org/abs/2306.00978): the factor is the channel's magnitude to a power; the
+    power is that of those tried at which rounding (`choose`) moves the layers' outputs least. Magnitudes are root mean
     squares. The function stays the same. Returns the products of the new inputs, and the power by layer.
     Raises ModelError where the model has no place for a scale.
     """

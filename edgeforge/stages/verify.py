@@ -15,7 +15,6 @@ from edgeforge.core.stage import Job, Stage
 from edgeforge.verification import Check, Parity, _golden, outcome, verification_of
 from edgeforge.verification._recorded import recorded_check
 
-
 READERS = ("coremltools", "gguf", "llama-cpp-python", "openvino")
 
 

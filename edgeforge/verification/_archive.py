@@ -1,4 +1,4 @@
-"""Unpacks a zip archive of a Core ML package without trusting it."""
+"""Unpacks a zip archive, such as that of a Core ML package, without trusting it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,17 @@ MOST_FILES = 10_000
 def unpack(archive: Path, target: Path) -> Path:
     """Unpack into the empty folder `target`; returns the package in it.
 
-    Raises ModelError for what is no zip, is encrypted or damaged, holds no package or several, or has a member that
-    leads out of the folder (nothing is written then); EnvironmentProblem where the disk has too little room.
+    Raises as `extract`, and ModelError where it holds no package or several.
+    """
+    extract(archive, target)
+    return _package(target, str(archive))
+
+
+def extract(archive: Path, target: Path) -> None:
+    """Unpack everything into the empty folder `target`.
+
+    Raises ModelError for what is no zip, is encrypted or damaged, or has a member that leads out of the folder (nothing
+    is written then); EnvironmentProblem where the disk has too little room.
     """
     where = str(archive)
     try:
@@ -36,7 +45,6 @@ def unpack(archive: Path, target: Path) -> Path:
                 _write(opened, member, target)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, RuntimeError) as error:
         raise ModelError(f"not a whole zip archive: {error}", where=where, remedy="copy it again") from error
-    return _package(target, where)
 
 
 def _check(members: list[zipfile.ZipInfo], where: str) -> None:

@@ -1,4 +1,4 @@
-"""Core ML decoders: their interface and weights read, their program computed on the reference evaluator beside torch."""
+"""Core ML decoders: interface and weights read, the program computed on the reference evaluator beside torch."""
 
 from __future__ import annotations
 

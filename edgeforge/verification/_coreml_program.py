@@ -8,11 +8,12 @@ left between the two is float32 arithmetic, and the rounding of the few scalars 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgeforge.verification import Check
+from edgeforge.verification._coreml_package import PyMIL
 from edgeforge.verification._opened import ROUNDINGS, Inputs
 
 if TYPE_CHECKING:
@@ -26,14 +27,28 @@ Answer = Callable[[Inputs], np.ndarray]
 
 WIRING = "program computes what torch does with its weights"
 
-SCALAR_STEPS = 2
-"""Times what one step of float16 in every scalar moves: a factor is rounded by half a step, and errors may add up."""
+SCALAR_STEPS = 1
+"""Times what one step of float16 in every scalar moves: rounding moves them by half a step, and not all one way."""
 
 HALF_ROUNDINGS = 16
 """Times what rounding the weights to float16 moves: every operation rounds its result as well."""
 
 LEAST_HALF = 0.02
 """Of a probability: what float16 may move in any case."""
+
+
+GELU = {"gelu": "EXACT", "gelu_new": "TANH_APPROXIMATION", "gelu_pytorch_tanh": "TANH_APPROXIMATION"}
+"""Transformers' names of activations, and the mode of Core ML's operation. Their results are too near each other to be
+told apart by what a program answers."""
+
+
+def gelu_check(function: PyMIL, config: Mapping[str, Any]) -> list[Check]:
+    """Whether every GELU is the config's, where it has one."""
+    wanted = GELU.get(str(config.get("hidden_act")))
+    modes = {str(one.inputs["mode"].val) for one in function.operations if one.op_type == "gelu"}
+    if wanted is None or not modes:
+        return []
+    return [Check("activation", modes == {wanted}, "" if modes == {wanted} else f"{modes}, and should be {wanted}")]
 
 
 def with_weights(network: PreTrainedModel, reads: Trace, stored: Mapping[str, np.ndarray]) -> str | None:
@@ -64,9 +79,9 @@ def with_weights(network: PreTrainedModel, reads: Trace, stored: Mapping[str, np
 
 def _only_add(norm: torch.nn.Module) -> None:
     """A batch normalization without factor: the program has it in its weights."""
-    norm.running_mean.zero_()  # type: ignore[operator,union-attr]
-    norm.running_var.fill_(1 - norm.eps)  # type: ignore[operator,union-attr]
-    norm.weight.fill_(1)  # type: ignore[operator,union-attr]
+    norm.running_mean.zero_()  # type: ignore[operator]
+    norm.running_var.fill_(1 - norm.eps)  # type: ignore[operator]
+    norm.weight.fill_(1)  # type: ignore[operator]
 
 
 def _place(name: str, state: Mapping[str, torch.Tensor], known: Mapping[str, torch.Tensor]) -> torch.Tensor | None:

@@ -108,7 +108,7 @@ def _off_the_grid(error: np.ndarray, expected: np.ndarray, kind: str) -> str | N
     if kind not in GRIDS:
         return f"nothing is known of the type {kind}"
     plain = _rounding_by_row(expected, kind)
-    norm = max(float(np.linalg.norm(expected)), np.finfo(np.float32).tiny)
+    norm = max(float(np.linalg.norm(expected)), float(np.finfo(np.float32).tiny))
     by_row, norms = np.linalg.norm(error, axis=1), np.linalg.norm(expected, axis=1)
     # A type never does worse than zeros would; a row of hardly anything may become zeros.
     limits = np.minimum(ROW_SLACK * plain, norms) + 1e-4 * norm / np.sqrt(len(norms))

@@ -124,5 +124,5 @@ def _wrong_tables(file: onnx.ModelProto, grids: Grids, floats: Mapping[str, np.n
 def _snapped(values: np.ndarray, table: Table) -> np.ndarray:
     import torch
 
-    numbers: np.ndarray = table.snap(torch.from_numpy(values)).numpy()
+    numbers: np.ndarray = table.snap(torch.from_numpy(values.copy())).numpy()
     return numbers

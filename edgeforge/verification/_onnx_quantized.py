@@ -22,7 +22,7 @@ from edgeforge import onnx_graph
 from edgeforge.verification import Check, Parity, differences
 from edgeforge.verification._calibration import Range, ranges_check
 from edgeforge.verification._evaluator import evaluate
-from edgeforge.verification._grids import Grid, Grids
+from edgeforge.verification._grids import Grid, Grids, Table
 from edgeforge.verification._layer_noise import LayerNoise, decibels, worst_first
 from edgeforge.verification._onnx_integers import wrong_integers
 from edgeforge.verification._opened import Inputs, batches_of
@@ -128,7 +128,7 @@ class Quantized:
             for node in self._parent.graph.node
             if node.op_type in ("Conv", "Gemm", "MatMul", "Gather")
         }
-        grids = {**self._grids.weights, **self._grids.tables}
+        grids: dict[str, Grid | Table] = {**self._grids.weights, **self._grids.tables}
         outputs = [places[name].output[0] for name in grids if name in places]
         clean = self._watched(self._parent, Grids(), outputs)
         moved = self._watched(self._parent, self._grids, outputs)
@@ -136,7 +136,7 @@ class Quantized:
         for name, grid in grids.items():
             if name in places and name in floats:
                 output = places[name].output[0]
-                snapped = grid.snap(torch.from_numpy(floats[name])).numpy()
+                snapped = grid.snap(torch.from_numpy(floats[name].copy())).numpy()
                 label = places[name].name or name
                 found.append(LayerNoise(label, decibels(floats[name], snapped), decibels(clean[output], moved[output])))
         return worst_first(found)

@@ -41,6 +41,11 @@ def arbitrary(values: Iterable[tuple[str, str, tuple[int | None, ...]]], folder:
     return found
 
 
+def noise(shape: tuple[int, int, int]) -> np.ndarray:
+    """Images of random pixels, 0 to 255, (N, C, H, W): a program that takes images takes nothing between."""
+    return np.random.default_rng(0).integers(0, 256, (COUNT, *shape))
+
+
 def _size(axis: int, size: int | None) -> int:
     if size is not None and size > 0:
         return size

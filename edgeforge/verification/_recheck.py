@@ -18,7 +18,7 @@ from edgeforge.runtimes._coreml import CoremlSession, session_of
 from edgeforge.runtimes.coreml_reference import open_model
 from edgeforge.verification import Check, _golden, differences
 from edgeforge.verification._against import against_checks
-from edgeforge.verification._probes import Inputs, arbitrary, of_features
+from edgeforge.verification._probes import Inputs, arbitrary, noise, of_features
 from edgeforge.verification._subjects import SUFFIXES, Subject
 
 MEMORY = {"onnx": 3, "openvino": 2}
@@ -204,9 +204,9 @@ def _coreml_inputs(model: Any, session: CoremlSession, folder: Path) -> Inputs:
     for feature in model.features:
         if feature.type.WhichOneof("Type") == "imageType":
             image = feature.type.imageType
-            values.append(("pixel_values", "float32", (None, len(session.mean), image.height, image.width)))
-        else:
-            values.append((feature.name, "int64", (None, int(feature.type.multiArrayType.shape[-1]))))
+            pixels = noise((len(session.mean), image.height, image.width))
+            return {"pixel_values": ((pixels / 255 - session.mean) / session.std).astype(np.float32)}
+        values.append((feature.name, "int64", (None, int(feature.type.multiArrayType.shape[-1]))))
     return arbitrary(values, folder)
 
 

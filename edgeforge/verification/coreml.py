@@ -17,6 +17,7 @@ from edgeforge.core.errors import ModelError, VerificationError
 from edgeforge.core.stage import Job
 from edgeforge.core.task import Interface
 from edgeforge.models import loading
+from edgeforge.models.folder import read_json
 from edgeforge.runtimes import coreml as runtime
 from edgeforge.runtimes.coreml import CoremlSession
 from edgeforge.runtimes.coreml_reference import CoremlReference, open_model
@@ -31,7 +32,14 @@ from edgeforge.verification._coreml_inputs import (
     text_checks,
 )
 from edgeforge.verification._coreml_package import Package, PyMIL, open_package
-from edgeforge.verification._coreml_program import WIRING, Answer, half_precision, wiring, with_weights
+from edgeforge.verification._coreml_program import (
+    WIRING,
+    Answer,
+    gelu_check,
+    half_precision,
+    wiring,
+    with_weights,
+)
 from edgeforge.verification._coreml_weights import Comparison
 from edgeforge.verification._expected_weights import expected_weights
 from edgeforge.verification._opened import PARITY_SAMPLES, ROUNDINGS, Inputs, Opened
@@ -81,6 +89,7 @@ def _looked_at(
             first = list(normalisation(package.function))
             checks += [*image_checks(package, interface), normalisation_check(first, interface)]
         checks += _interface_checks(package, interface, reference.key)
+        checks += gelu_check(package.function, read_json(reference.path / "config.json"))
         checks.append(comparison.layers(package.function))
         checks.append(comparison.others(package.function, ignored=first))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -99,7 +108,7 @@ class _Opened(Opened):
 
     def probabilities(self, network: PreTrainedModel, samples: Inputs, dtype: str) -> np.ndarray:
         """Of a torch model, computed in `dtype`."""
-        return np.exp(_log_softmax(self.logits(network, samples, dtype)))
+        return np.asarray(np.exp(_log_softmax(self.logits(network, samples, dtype))))
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

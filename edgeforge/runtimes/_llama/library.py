@@ -55,12 +55,12 @@ def library() -> ModuleType:
 def _callback(llama: ModuleType) -> object:
     """The function that llama.cpp calls; kept for good, for the library holds nothing but its address."""
 
-    @llama.llama_log_callback  # type: ignore[misc]
     def hear(level: int, text: bytes, _: object) -> None:
         for log in _heard:
             log.add(level, text.decode("utf-8", "replace"))
 
-    return hear
+    callback: object = llama.llama_log_callback(hear)
+    return callback
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +20,9 @@ from edgeforge.runtimes._mil.program import Block, Constant, Declared, Function,
 from edgeforge.runtimes._mil.state import State
 
 Precision = Literal["float32", "float16"]
+
+SMALLEST_NORMAL = 2.0**-14
+"""Of float16."""
 
 _FAILURES = (RuntimeError, IndexError, ValueError, TypeError, KeyError, OverflowError, ZeroDivisionError)
 
@@ -88,7 +92,7 @@ class Evaluator:
 
     def nudged(self, kept: Container[str] = ()) -> Evaluator:
         """The same function with every single floating-point number that operations read one step of float16 further,
-        but for those named in `kept`.
+        but for those named in `kept`, and for those that float16 rounds nothing of: whole numbers, powers of two.
 
         How far its results move says how much rounding such numbers to float16 matters. Not in inner blocks.
         """
@@ -247,6 +251,10 @@ def _compute(step: _Step, environment: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _nudged(value: Any) -> Any:
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() != 1:
+        return value
+    # Whole numbers and powers of two are what their author wrote, unless they are next to nothing.
+    mantissa = math.frexp(abs(float(value)))[0]
+    if float(value).is_integer() or (mantissa == 0.5 and abs(float(value)) >= SMALLEST_NORMAL):
         return value
     half = value.half()
     above = torch.nextafter(half, torch.full_like(half, torch.inf))
