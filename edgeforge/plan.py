@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import Requirement
 
+from edgeforge.core import user_code
 from edgeforge.core.errors import IncompatiblePlanError, MissingExtraError
 from edgeforge.core.kinds import discover
 from edgeforge.core.spec import Spec, digest_of, nested_specs, perhaps, source_digest
@@ -153,6 +154,9 @@ class _Builder:
             inputs[role] = self._source(source, last, f"{where}.{role}", role=role)
         if isinstance(stage, Distill | Finetune):
             inputs |= self._answers(stage, inputs, where)
+        for code in user_code.inside(stage):
+            path, _, function = code.function.rpartition(":")
+            self.plan.warnings.append(f"{where}: runs your code, with your rights: {path}, function {function}")
         # What recovers a pruned model is a step of its own: it must not change the pruning's key.
         alone = stage.model_copy(update={"recover": None}) if isinstance(stage, Prune) else stage
         name = self.add(self._free_name(stage.name or stage.kind), alone, inputs)

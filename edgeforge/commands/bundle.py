@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from rich.console import Console
@@ -25,6 +26,8 @@ def make(run: Path, *, target: str, artifact: str | None, out: Path, console: Co
         folder, archive = write_bundle(source, kind, out)
         failed = [check for check in verify_bundle(folder) if check.passed is False]
     if failed:
+        shutil.rmtree(folder)
+        archive.unlink()
         raise VerificationError(
             f"{failed[0].name}: {failed[0].detail}", where=str(folder), remedy="do not ship it; run the pipeline again"
         )

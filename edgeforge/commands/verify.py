@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from edgeforge.bundles._check import is_bundle, verify_bundle
 from edgeforge.core.errors import ConfigurationError, VerificationError
 from edgeforge.verification import Check
 from edgeforge.verification._recheck import checks_of
@@ -36,6 +37,8 @@ class Verified:
 
 def check(path: Path, *, against: Path | None) -> list[Verified]:
     """Every file at `path`. Raises ConfigurationError where there is none; see `checks_of` and `unpack`."""
+    if is_bundle(path):
+        return [Verified(path.name, str(path), "bundle", tuple(verify_bundle(path)))]
     with subjects(path) as found:
         return [Verified(one.name, str(one.shown), one.format, tuple(checks_of(one, against=against))) for one in found]
 

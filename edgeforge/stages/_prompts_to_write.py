@@ -36,7 +36,15 @@ class Prompt:
 
 def from_file(path: Path) -> list[Document]:
     """The texts and chats of a file of JSON lines. A `prompt` is a chat of one message. Raises DataError."""
-    found = [_document(value, where) for value, where in objects(path, REMEDY)]
+    return [document for document, _ in with_answers(path)]
+
+
+def with_answers(path: Path) -> list[tuple[Document, str | None]]:
+    """The same, each with the right answer that its line has under `answer`, if any."""
+    found = []
+    for value, where in objects(path, REMEDY):
+        answer = value.get("answer")
+        found.append((_document(value, where), None if answer is None else str(answer)))
     if not found:
         raise DataError("the file has no prompt", where=str(path), remedy=REMEDY)
     return found

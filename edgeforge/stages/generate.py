@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from edgeforge.core import user_code
 from edgeforge.core.artifact import Artifact, hash_file
 from edgeforge.core.errors import DataError, IncompatiblePlanError
 from edgeforge.core.kinds import OneOf
@@ -18,13 +19,17 @@ from edgeforge.core.seeds import derive
 from edgeforge.core.stage import Job, Stage
 from edgeforge.core.task import Task, TaskData
 from edgeforge.data import Document
+from edgeforge.data import _spec as specs
 from edgeforge.data._files import existing
 from edgeforge.data._near_duplicates import SHINGLE_WORDS, Known, letters
 from edgeforge.data._row_files import objects
+from edgeforge.filters import Context, Filter
 from edgeforge.models import tokenizer
+from edgeforge.stages import _answered as answered
 from edgeforge.stages import _prompts_to_write as prompts_to_write
 from edgeforge.store import CHECKPOINT
 from edgeforge.teachers import Teacher
+from edgeforge.teachers._writer import Writer
 from edgeforge.training.mixture import WRITTEN
 from edgeforge.training.recipe import default_teacher
 from edgeforge.training.sampling import Sampling
@@ -63,6 +68,16 @@ class Generate(Stage, Sampling):
     count: int | None = Field(default=None, ge=1, description="Use at most this many prompts, evenly spread.")
     samples: int = Field(default=1, ge=1, description="Texts for each prompt.")
     max_new_tokens: int = Field(default=256, ge=1, description="Most tokens of a text.")
+    spec: str | None = Field(
+        default=None,
+        description="For teachers that answer questions, instead of `prompts`: a YAML file that says what examples are "
+        "to be made up (task, schemas, labels, constraints, seed examples, axes of diversity); `count` of them.",
+    )
+    filters: tuple[Annotated[Filter, OneOf("edgeforge.filters")], ...] | None = Field(
+        default=None,
+        description="For teachers that answer questions: what is kept. Absent: no copies, and nothing that repeats "
+        "what is tested.",
+    )
     avoid: tuple[str, ...] = Field(
         default=(),
         description="Further files of JSON lines whose `text`, `prompt` and `messages` are not to be repeated.",
@@ -75,17 +90,28 @@ class Generate(Stage, Sampling):
     makes: ClassVar[str] = "dataset"
     needs: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     uses: ClassVar[tuple[str, ...]] = (
+        "edgeforge.data._json_schema",
         "edgeforge.data._near_duplicates",
+        "edgeforge.data._spec",
+        "edgeforge.data._spec_prompts",
+        "edgeforge.filters._examples",
         "edgeforge.models.chat",
         "edgeforge.models.loading",
         "edgeforge.models.tokenizer",
+        "edgeforge.stages._answered",
         "edgeforge.stages._llama_writer",
         "edgeforge.stages._prompts_to_write",
     )
 
     def identity(self) -> dict[str, Any]:
-        said = self.model_dump(mode="json", exclude={"name", "teacher", "prompts", "avoid"})
-        return {**said, "prompts_sha256": self._prompts_digest(), "avoid": [_digest(path) for path in self.avoid]}
+        said = self.model_dump(mode="json", exclude={"name", "teacher", "prompts", "spec", "avoid"})
+        files = {"prompts_sha256": self._prompts_digest(), "avoid": [_digest(path) for path in self.avoid]}
+        if not isinstance(self.teacher, Writer):
+            return {**said, **files}
+        # An answering teacher is no artifact, whose key would stand among the inputs'.
+        code = [one.digest() for one in user_code.inside(self)]
+        spec = None if self.spec is None else _digest(self.spec)
+        return {**said, **files, "teacher": self.teacher.identity(), "code": code, "spec_sha256": spec}
 
     def sources(self) -> Mapping[str, Any]:
         return {"teacher": self.teacher.source()}
@@ -94,6 +120,15 @@ class Generate(Stage, Sampling):
         if self.teacher.logits_only:
             raise IncompatiblePlanError(
                 f"a `{self.teacher.kind}` teacher cannot write", where="teacher", remedy="use `teacher: model`"
+            )
+        if isinstance(self.teacher, Writer):
+            self._check_writer()
+        elif self.spec is not None or self.filters is not None:
+            raise IncompatiblePlanError(
+                f"`spec` and `filters` are for teachers that answer questions, and a `{self.teacher.kind}` teacher "
+                "goes on with texts",
+                where="spec" if self.spec is not None else "filters",
+                remedy="leave it out, or use `teacher: endpoint` or `program`",
             )
         if self.runtime == "llama_cpp":
             from edgeforge.runtimes.llama_cpp import LlamaCpp
@@ -108,13 +143,21 @@ class Generate(Stage, Sampling):
                 where=self.name or self.kind,
                 remedy="leave this stage out",
             )
+        if isinstance(self.teacher, Writer):
+            self.teacher.check_ready()
+        if self.spec is not None:
+            specs.read(existing(self.spec))
         if self.prompts is not None:
-            prompts_to_write.from_file(existing(self.prompts))
+            found = prompts_to_write.from_file(existing(self.prompts))
+            if isinstance(self.teacher, Writer):
+                answered.questions([(document, None) for document in found])
         return model
 
     def run(self, inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any]:
         folder = inputs["teacher"].path
         data = job.task.open(folder)
+        if isinstance(self.teacher, Writer):
+            return self._answers(self.teacher, data, job, folder)
         prompts = self._prompts(data, folder)
         stream = Stream(job.folder / CHECKPOINT, "written.jsonl")
         asked = [(number, sample) for number in range(len(prompts)) for sample in range(self.samples)]
@@ -134,6 +177,40 @@ class Generate(Stage, Sampling):
         settings = self.model_dump(mode="json", exclude={"name", "kind", "teacher", "prompts", "avoid"})
         lineage = {"teacher": inputs["teacher"].key, "prompts_sha256": self._prompts_digest(), "settings": settings}
         return {**facts, **lineage}
+
+    def _check_writer(self) -> None:
+        """Refuse, for a teacher that answers questions, what only a model heeds. Raises IncompatiblePlanError."""
+        ours = {"max_new_tokens", "samples", "batch_size", "runtime", "prompt_tokens", *Sampling.model_fields}
+        for name in sorted(ours & self.model_fields_set):
+            raise IncompatiblePlanError(
+                f"a `{self.teacher.kind}` teacher does not heed `{name}` of the stage",
+                where=name,
+                remedy=f"say it in the teacher; see `edgeforge explain {self.teacher.kind}`",
+            )
+        if (self.prompts is None) == (self.spec is None):
+            raise IncompatiblePlanError(
+                f"a `{self.teacher.kind}` teacher answers a file of `prompts`, or makes up examples of a `spec`",
+                where="prompts",
+                remedy="give one of them",
+            )
+
+    def _answers(self, teacher: Writer, data: TaskData, job: Job, folder: Path) -> dict[str, Any]:
+        """Ask a teacher that answers questions, keep what is worth it; return the facts."""
+        filters = answered.USUAL if self.filters is None else self.filters
+        context = Context((*prompts_to_write.tested(data, folder), *self._avoided(job.task)), job.seed)
+        if self.spec is not None:
+            spec = specs.read(existing(self.spec))
+            kept = answered.examples_of(
+                spec, self.count or answered.SPEC_COUNT, teacher, filters, context, job.progress
+            )
+        else:
+            assert self.prompts is not None
+            found = prompts_to_write.with_answers(existing(self.prompts))
+            step = 1 if self.count is None else max(1, len(found) / self.count)
+            chosen = [found[int(place * step)] for place in range(min(self.count or len(found), len(found)))]
+            kept = answered.answers_to(answered.questions(chosen), teacher, filters, context, job.progress)
+        facts = answered.write(kept, job.folder / WRITTEN, _as_json)
+        return {**facts, "teacher": teacher.identity(), "prompts_sha256": self._prompts_digest()}
 
     # -- what is asked
 

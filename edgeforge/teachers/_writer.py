@@ -78,12 +78,13 @@ class Writer(Teacher):
         return None
 
     def check_data(self, data: TaskData) -> None:
-        self._refuse()
+        self.refuse()
 
     def open(self, artifact: Artifact, device: torch.device, data: TaskData) -> OpenTeacher:
-        self._refuse()
+        self.refuse()
 
-    def _refuse(self) -> NoReturn:
+    def refuse(self) -> NoReturn:
+        """Raise IncompatiblePlanError: it cannot teach by losses."""
         raise IncompatiblePlanError(
             f"a `{self.kind}` teacher writes texts, and losses compare logits",
             where="teacher",

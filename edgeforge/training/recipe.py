@@ -12,6 +12,7 @@ from edgeforge.core.spec import Spec
 from edgeforge.losses import Loss
 from edgeforge.losses.hard_labels import HardLabels
 from edgeforge.teachers import Teacher
+from edgeforge.teachers._writer import Writer
 from edgeforge.teachers.model import Model as TeacherModel
 from edgeforge.training.adapters import Lora
 from edgeforge.training.mixture import DATASET, Mix, check_task
@@ -122,6 +123,8 @@ def check_losses(losses: tuple[Loss, ...]) -> None:
 
 def check_teacher(teacher: Teacher | None, losses: tuple[Loss, ...], on_policy: OnPolicy | None = None) -> None:
     """Raise IncompatiblePlanError where the losses, or on-policy texts, ask more of the teacher than it can answer."""
+    if isinstance(teacher, Writer):
+        teacher.refuse()
     deeper = [loss.kind for loss in losses if loss.needs_teacher and loss.outputs]
     if teacher is not None and teacher.logits_only and deeper:
         raise IncompatiblePlanError(

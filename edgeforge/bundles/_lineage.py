@@ -1,0 +1,118 @@
+"""Where a file comes from: models, data and steps with their keys; and what is known of licences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+
+from edgeforge.bundles._contract import Licence
+from edgeforge.bundles._source import Source
+
+UNKNOWN = "unknown"
+PLACES = ("path", "train", "test", "validation", "prompts", "tokenizer")
+"""Keys of a pipeline whose values name places. A bundle leaves the machine: of these only last names stay."""
+
+
+def lineage(source: Source) -> dict[str, Any]:
+    """Model, data, teachers and steps. Each step's `key` is a sha256 over its spec, data, seed, code and inputs."""
+    pipeline = source.pipeline
+    stages = [_public(stage) for stage in pipeline.get("stages") or ()]
+    names = [row.name for row in source.report.stages]
+    target = next((one for one in pipeline.get("targets") or () if _made(one, source.row.name)), None)
+    return {
+        "model": _public(pipeline.get("model")),
+        "data": _public((pipeline.get("task") or {}).get("data")),
+        "teachers": [_public(one) for one in _teachers(pipeline.get("stages") or ())],
+        "stages": stages,
+        "chain": names,
+        "target": _public(target),
+        "steps": source.row.lineage.get("steps", []),
+        "seed": source.report.seed,
+        "parameters": source.report.stages[-1].facts.params if source.report.stages else None,
+        "environment": source.report.environment.packages,
+    }
+
+
+def licences(source: Source, folder: Path) -> list[Licence]:
+    """What is known: model and data by the files beside them, whose texts are copied into `folder`."""
+    pipeline = source.pipeline
+    found = [_licence("model", pipeline.get("model"), folder), *_of_teachers(pipeline, folder)]
+    return [*found, _licence("data", (pipeline.get("task") or {}).get("data"), folder)]
+
+
+def _made(target: Any, row: str) -> bool:
+    """A target may be made once for each layout: `android` as `android.x86` and `android.arm`."""
+    return isinstance(target, dict) and row in (target.get("name"), f"{target.get('name')}.{row.rpartition('.')[2]}")
+
+
+def _teachers(stages: Any) -> Iterator[Any]:
+    for stage in stages:
+        for part in (stage, stage.get("recover") or {}) if isinstance(stage, dict) else ():
+            if isinstance(part, dict) and part.get("teacher"):
+                yield part["teacher"]
+
+
+def _public(value: Any) -> Any:
+    """The same without folders of this machine."""
+    if isinstance(value, dict):
+        return {key: _place(item) if key in PLACES else _public(item) for key, item in value.items()}
+    return [_public(item) for item in value] if isinstance(value, list) else value
+
+
+def _place(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_place(item) for item in value]
+    return PurePath(value).name if isinstance(value, str) and _local(value) else _public(value)
+
+
+def _local(value: str) -> bool:
+    """Ids of the hub have one slash and no dot in front; everything else with a slash is a path here."""
+    return PurePath(value).is_absolute() or value.startswith((".", "~")) or value.count("/") > 1 or Path(value).exists()
+
+
+def _of_teachers(pipeline: dict[str, Any], folder: Path) -> Iterator[Licence]:
+    for number, teacher in enumerate(_teachers(pipeline.get("stages") or ()), 1):
+        model = teacher.get("model") if isinstance(teacher, dict) else None
+        if model is not None:
+            yield _licence(f"teacher_{number}", model, folder)
+
+
+def _licence(what: str, spec: Any, folder: Path) -> Licence:
+    """A model made from a config has no licence but its user's; of others, what lies beside them says it."""
+    spec = spec if isinstance(spec, dict) else {"kind": spec}
+    if what != "data" and spec.get("kind") == "config":
+        return Licence(what=what, licence="your own", source="trained from random weights")
+    said = next((spec[key] for key in ("path", "train") if spec.get(key)), None)
+    said = said[0] if isinstance(said, list) else said
+    if said is None:
+        return Licence(what=what, licence=UNKNOWN, source=str(spec.get("kind")))
+    shown, path = str(_place(said)), Path(said).expanduser()
+    beside = path if path.is_dir() else path.parent
+    if not path.exists():
+        return Licence(what=what, licence=UNKNOWN, source=shown)
+    copied = None
+    for text in sorted(beside.glob("LICEN[CS]E*")):
+        if text.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            copied = folder / f"{what}-{text.name}"
+            copied.write_bytes(text.read_bytes())
+    read_it = f"see {folder.name}/{copied.name}" if copied else UNKNOWN
+    return Licence(what=what, licence=_card(beside) or read_it, source=shown)
+
+
+def _card(folder: Path) -> str | None:
+    """The licence that a model card's or data card's header names."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    header = re.match(r"---\r?\n(.*?)\r?\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    try:
+        said = yaml.safe_load(header[1]) if header else None
+    except yaml.YAMLError:
+        return None
+    licence = said.get("license") if isinstance(said, dict) else None
+    return str(licence) if licence else None
