@@ -48,9 +48,10 @@ def test_links_lead_to_files(page: Path) -> None:
 
 
 def test_the_pipelines_in_the_readme_load() -> None:
-    images, texts = (parse(text.encode(), "README.md") for text in blocks("README.md", "yaml"))
+    images, texts, writing = (parse(text.encode(), "README.md") for text in blocks("README.md", "yaml"))
     assert [target.name for target in images.targets] == ["android", "ios"]
     assert [target.name for target in texts.targets] == ["android", "laptop", "ios"]
+    assert [target.name for target in writing.targets] == ["gguf", "onnx", "ios"]
 
 
 def test_the_mistake_in_the_readme_is_answered_as_it_says() -> None:
