@@ -23,7 +23,9 @@ def floats(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     import torch
 
     constants = onnx_graph.initializers(model)
-    found = {name: array for name, array in constants.items() if array.dtype.kind == "f" and array.size > 1}
+    read = {name for node in model.graph.node for name in node.input}
+    kept = {name: array for name, array in constants.items() if name in read}
+    found = {name: array for name, array in kept.items() if array.dtype.kind == "f" and array.size > 1}
     scales: set[str] = set()
     for node in model.graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in constants:
