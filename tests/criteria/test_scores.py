@@ -70,6 +70,8 @@ def group_of(model: nn.Module, name: str) -> Group:
 class Data:
     """40 images of 3x3 with 2 channels, 4 labels."""
 
+    interface = SimpleNamespace(per_token=False)
+
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
         self.pixels = torch.randn(40, 2, 3, 3, generator=generator)

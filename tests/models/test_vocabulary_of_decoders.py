@@ -138,7 +138,7 @@ def test_the_chat_template_is_written_as_before(source: Path, tmp_path: Path, in
     assert len(new.tokenize("grey yellow")) > len(old.tokenize("grey yellow"))
     said = [one.apply_chat_template(message, tokenize=False) for one in (old, new)]
     assert said[0] == said[1] == "whale forest\nmilesx"
-    tokens = [one.convert_ids_to_tokens(one.apply_chat_template(message)) for one in (old, new)]
+    tokens = [one.convert_ids_to_tokens(one.apply_chat_template(message, return_dict=False)) for one in (old, new)]
     assert tokens[0] == tokens[1]
 
 
