@@ -30,6 +30,8 @@ from edgeforge.criteria.taylor import MINI_BATCH, Taylor
 class Small(nn.Module):
     """Convolution (6), normalization, ReLU; depthwise; then flattened 3x3 maps into a linear layer with a bias."""
 
+    config = SimpleNamespace()
+
     def __init__(self, depthwise: bool = False) -> None:
         super().__init__()
         self.conv = nn.Conv2d(2, 6, 3, padding=1, bias=False)

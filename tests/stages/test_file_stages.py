@@ -115,7 +115,9 @@ def test_limits_on_the_distance_from_the_float_model(
 ) -> None:
     monkeypatch.setattr(verify, "verification_of", lambda _: Module(**fidelity))
     job = digits.job(tmp_path)
-    facts = Verify(**limits).run({"file": digits.onnx("resnet")}, job)  # type: ignore[arg-type]
+    model = digits.torch("resnet")
+    inputs = {"file": digits.onnx("resnet"), "model": model, "reference": model}
+    facts = Verify(**limits).run(inputs, job)  # type: ignore[arg-type]
     assert (facts["passed"], facts["reason"]) == (reason is None, reason)
     assert any(check["passed"] is False for check in facts["checks"]) is (reason is not None)
     assert job.progress.warnings == ["not checked: a: not here"]  # type: ignore[attr-defined]
