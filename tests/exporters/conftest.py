@@ -12,6 +12,7 @@ import pytest
 from edgeforge.exporters.onnx import Onnx
 from edgeforge.models import loading, tokenizer
 from edgeforge.quantizers.int8_dynamic import Int8Dynamic
+from edgeforge.runtimes._llama.library import library
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -136,8 +137,7 @@ class LlamaFile:
         import llama_cpp
 
         self.api: Any = llama_cpp
-        self.quiet = llama_cpp.llama_log_callback(lambda *_: None)
-        llama_cpp.llama_log_set(self.quiet, None)
+        library()  # which keeps llama.cpp's log from the terminal
         llama_cpp.llama_backend_init()
         chosen = llama_cpp.llama_model_default_params()
         chosen.vocab_only = vocabulary_only

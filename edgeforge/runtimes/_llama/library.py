@@ -67,6 +67,9 @@ def _callback(llama: ModuleType) -> object:
 def listening() -> Iterator[Log]:
     """What llama.cpp says meanwhile, in this thread or another."""
     log = Log()
+    llama = library()
+    # Whoever else uses the library in this process may have set a function of its own, which may be gone by now.
+    llama.llama_log_set(_callback(llama), None)
     _heard.append(log)
     try:
         yield log
