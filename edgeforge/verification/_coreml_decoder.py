@@ -25,6 +25,7 @@ from edgeforge.verification._decoders import (
     beside_torch,
     expected_of_decoder,
     faithful,
+    largest_logit,
     memory_check,
 )
 from edgeforge.verification._rounded_weights import of_reference
@@ -73,7 +74,9 @@ def _computed(
     try:
         found = beside_torch(at_once(session), inputs, job)
         rough = beside_torch(at_once(half), inputs, job, tokens=PARITY_TOKENS // 4)
-        memory = memory_check(at_once(session), in_parts(session), job, STEP * max(1.0, _largest(session, job)))
+        memory = memory_check(
+            at_once(session), in_parts(session), job, STEP * max(1.0, largest_logit(at_once(session), job))
+        )
         close = faithful(at_once(session), inputs, job) if quantized else None
     except ModelError as error:
         nothing = Parity(REFERENCE, None, "the program does not run")
@@ -120,12 +123,6 @@ def in_parts(session: CoremlDecoder) -> Answer:
         return logits
 
     return answer
-
-
-def _largest(session: CoremlDecoder, job: Job) -> float:
-    from edgeforge.verification._gguf_answers import window, windows
-
-    return float(np.abs(at_once(session)(window(job, windows(job, 1)[0])[0])).max())
 
 
 def _promises(package: Package, session: CoremlDecoder, inputs: Mapping[str, Artifact], job: Job) -> Iterator[Check]:

@@ -75,6 +75,11 @@ def memory_check(at_once: Answer, in_parts: Answer, job: Job, limit: float) -> C
     return Check(MEMORY, bool(apart <= limit), f"read in parts, logits differ by {apart:.3g}, at most {limit:.3g}")
 
 
+def largest_logit(answer: Answer, job: Job) -> float:
+    """The largest absolute logit in the answer to one window."""
+    return float(np.abs(answer(window(job, windows(job, 1)[0])[0])).max())
+
+
 def expected_of_decoder(artifact: Artifact, interface: Interface) -> Expected:
     """The numbers that a file of a decoder must hold: its parameters. Rotary tables are computed as it runs."""
     from edgeforge.models import loading

@@ -24,6 +24,7 @@ from edgeforge.verification._decoders import (
     beside_torch,
     expected_of_decoder,
     faithful,
+    largest_logit,
     memory_check,
 )
 from edgeforge.verification._model_weights import NAME as WEIGHTS
@@ -77,7 +78,7 @@ def verify_decoder(inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any
     rounded, layers = of_reference(inputs["reference"].path, inputs["model"].path, expected.reads)
     try:
         found = beside_torch(at_once(exact), inputs, job)
-        largest = _largest(at_once(exact), job)
+        largest = largest_logit(at_once(exact), job)
         limit = LIMIT * largest
         checks += [*rounded, memory_check(at_once(exact), in_parts(exact), job, limit)]
         close = faithful(at_once(shipped), inputs, job) if quantized else None
@@ -121,12 +122,6 @@ def in_parts(session: OnnxDecoder) -> Answer:
         return logits
 
     return answer
-
-
-def _largest(answer: Answer, job: Job) -> float:
-    from edgeforge.verification._gguf_answers import window, windows
-
-    return float(np.abs(answer(window(job, windows(job, 1)[0])[0])).max())
 
 
 def _promises(opened: OpenedDecoder, session: OnnxDecoder) -> list[Check]:
