@@ -13,6 +13,7 @@ from edgeforge.core.errors import IncompatiblePlanError, MissingExtraError
 from edgeforge.core.kinds import discover
 from edgeforge.core.spec import Spec, digest_of, nested_specs, perhaps, source_digest
 from edgeforge.core.stage import Stage
+from edgeforge.core.task import Task
 from edgeforge.device import DeviceProfile, Layout, profile
 from edgeforge.estimators import estimator_for
 from edgeforge.exporters import Exporter
@@ -231,6 +232,13 @@ class _Builder:
     # -- targets
 
     def target(self, target: Target, where: str) -> None:
+        task = self.pipeline.task
+        if task.answers_per not in target.export.answers_per:
+            raise IncompatiblePlanError(
+                f"models for {task.kind} are not written as {target.export.kind}",
+                where=where,
+                remedy=f"export to one of {', '.join(_exporters_for(task))}",
+            )
         if target.quantize is not None and target.export.kind not in target.quantize.writes:
             raise IncompatiblePlanError(
                 f"{target.quantize.kind} cannot end in {target.export.kind}; "
@@ -310,6 +318,11 @@ def _by_layout(target: Target, devices: list[DeviceProfile]) -> dict[str, list[D
 def _quantizers_for(export: str) -> Iterable[str]:
     found = discover("edgeforge.quantizers", Quantizer)
     return sorted(name for name, cls in found.items() if export in cls.writes)  # type: ignore[attr-defined]
+
+
+def _exporters_for(task: Task) -> Iterable[str]:
+    found = discover("edgeforge.exporters", Exporter)
+    return sorted(name for name, cls in found.items() if task.answers_per in cls.answers_per)  # type: ignore[attr-defined]
 
 
 def _modules(spec: Spec) -> set[str]:

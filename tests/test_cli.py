@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import resource
@@ -215,7 +216,12 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_real_interrupt_loses_nothing(tmp_path: Path) -> None:
     arguments = ["run", "small.yaml", "--set", "stages.0.epochs=1000000", "--set", "stages.0.checkpoint_seconds=0"]
     running = subprocess.Popen(
-        [sys.executable, "-m", "edgeforge", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "edgeforge", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # As in a terminal: what runs in the background may have been told to ignore it.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not list((tmp_path / "store" / "drafts").glob("*/checkpoint/*")) and time.monotonic() < deadline:

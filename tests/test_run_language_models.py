@@ -147,3 +147,8 @@ def test_other_families_are_refused_by_name(tales: Tales, tmp_path: Path) -> Non
     source = pipeline(tales, model={"kind": "pretrained", "path": str(tmp_path)})
     with pytest.raises(IncompatiblePlanError, match="gpt2"):
         planned(source)
+
+
+def test_a_language_model_is_not_written_for_openvino(tales: Tales) -> None:
+    with pytest.raises(IncompatiblePlanError, match="causal_lm are not written as openvino"):
+        planned(pipeline(tales, targets=[{"name": "laptop", "export": "openvino"}]))

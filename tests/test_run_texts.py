@@ -129,3 +129,10 @@ def test_a_cached_teacher_and_losses_on_its_layers(mails: Mails) -> None:
     stage = {"kind": "distill", "teacher": "cached", "losses": ["hidden_states"]}
     with pytest.raises(IncompatiblePlanError):
         build(parse(yaml.safe_dump(pipeline(mails, stages=[stage])).encode(), "texts.yaml"))
+
+
+def test_a_classifier_is_not_written_as_gguf(mails: Mails) -> None:
+    source = pipeline(mails, targets=[{"name": "phone", "export": "gguf"}])
+    with pytest.raises(IncompatiblePlanError, match="text_classification are not written as gguf") as error:
+        build(parse(yaml.safe_dump(source).encode(), "texts.yaml"))
+    assert error.value.remedy == "export to one of coreml, onnx, openvino"

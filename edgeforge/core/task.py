@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from edgeforge.core.errors import ModelError
+from edgeforge.core.errors import IncompatiblePlanError, ModelError
 from edgeforge.core.spec import Spec
 
 if TYPE_CHECKING:
@@ -123,6 +123,20 @@ class Evaluation:
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Samples:
+    """The test split before any model reads it, in its order: texts, or images.
+
+    `images` gives those at some positions: uint8, shape (n, H, W, C). `column` gives another column of the data, one
+    text for each sample; it raises ConfigurationError where the data have no such column.
+    """
+
+    size: int
+    column: Callable[[str], Sequence[str]]
+    texts: Sequence[str] = ()
+    images: Any = None
+
+
 class TaskData(Protocol):
     """Opened data. `split` sizes are fixed; `batch` is a pure function of its arguments."""
 
@@ -156,6 +170,8 @@ class Task(Spec):
     auto_class: ClassVar[str]
     """The ``transformers`` auto class whose models serve this task."""
     reads: ClassVar[Literal["images", "texts"]]
+    answers_per: ClassVar[Literal["sample", "token"]] = "sample"
+    """What a model of this task answers for: a class for each sample, or a distribution after each token."""
     baseline_format: ClassVar[str] = "onnx"
     """The format of the file that every target is compared with, written without quantization."""
     wants_reference: ClassVar[bool] = False
@@ -176,6 +192,24 @@ class Task(Spec):
     def open(self, model: Path | None = None) -> TaskData:
         """Load the data as the model in this artifact's folder reads it; cheap when called again. Raises DataError."""
         raise NotImplementedError
+
+    def tested(self) -> Samples:
+        """The test split as it was given. Raises DataError, IncompatiblePlanError."""
+        raise self._no_samples("slices")
+
+    def open_probe(self, path: str, model: Path | None = None) -> TaskData:
+        """Samples from elsewhere, as the model in this folder reads them; they are the test split, without a label.
+
+        Raises DataError, IncompatiblePlanError.
+        """
+        raise self._no_samples("probe")
+
+    def _no_samples(self, what: str) -> IncompatiblePlanError:
+        return IncompatiblePlanError(
+            f"`{what}` is for tasks with one label for each sample, and {self.kind} has none",
+            where=what,
+            remedy="leave it out",
+        )
 
     def loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The supervised loss on labels (scalar)."""

@@ -46,6 +46,7 @@ class Gguf(Exporter):
         default="f16", description="The numbers that matrices are written in; bf16 has float32's range."
     )
 
+    answers_per: ClassVar[frozenset[str]] = frozenset({"token"})
     needs: ClassVar[tuple[str, ...]] = ("gguf", "tokenizers", "transformers")
     uses: ClassVar[tuple[str, ...]] = (
         "edgeforge.architectures._decoder",

@@ -39,6 +39,7 @@ class Openvino(Exporter):
         description="Of what no quantizer made integers, in the file; float16 halves it. The arithmetic is float32.",
     )
 
+    answers_per: ClassVar[frozenset[str]] = frozenset({"sample"})
     needs: ClassVar[tuple[str, ...]] = ("numpy", "onnx", "onnxscript", "openvino", "torch", "transformers")
     uses: ClassVar[tuple[str, ...]] = (
         "edgeforge.exporters._companions",

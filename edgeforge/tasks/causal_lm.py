@@ -88,6 +88,7 @@ class CausalLm(Task):
 
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     reads: ClassVar[Literal["images", "texts"]] = "texts"
+    answers_per: ClassVar[Literal["sample", "token"]] = "token"
     baseline_format: ClassVar[str] = "gguf"
     wants_reference: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("jinja2", "tokenizers")

@@ -31,7 +31,10 @@ SCALAR_STEPS = 1
 """Times what one step of float16 in every scalar moves: rounding moves them by half a step, and not all one way."""
 
 HALF_ROUNDINGS = 16
-"""Times what rounding the weights to float16 moves: every operation rounds its result as well."""
+"""Times what half a step of float16 in every weight moves: every operation rounds its result."""
+
+HALF_STEP = 2.0**-11
+"""Of a number: the most that rounding to float16 moves it."""
 
 LEAST_HALF = 0.02
 """Of a probability: what float16 may move in any case."""
@@ -117,6 +120,21 @@ def wiring(program: Answer, nudged: Answer, torch_with: Callable[[str], Answer],
         f"probabilities differ by {apart:.3g}, at most {limit:.3g}: {ROUNDINGS} times torch's own rounding error and "
         f"what rounding scalars to float16 moves",
     )
+
+
+def nudged(network: PreTrainedModel) -> PreTrainedModel:
+    """The model, changed in place: every number half a step of float16 off, up or down, by a fixed seed.
+
+    Rounding would not do: what a quantizer chose lies on float16's grid already.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            up = torch.randint(0, 2, parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter *= 1 + (2 * up - 1) * HALF_STEP
+    return network
 
 
 def half_precision(rounded: Answer, single: np.ndarray, samples: Inputs, *, weights_moved: float) -> Check:

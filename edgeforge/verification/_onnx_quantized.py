@@ -157,7 +157,9 @@ class Quantized:
         """What the runtime gave against what the file should give. `floor`: what float32 may move in any case."""
         spread = _rms(self._computed(self._parent, self._grids, "float32") - self._expected)
         noise = _rms(self._expected - self.clean)
-        limit = min(max(NOISE_SHARE * noise, SPREAD * spread), MOST_NOISE * noise) + floor
+        # One tie can move a range that is found at run time, and with it how every later value is rounded.
+        share = MOST_NOISE if self._grids.dynamic else NOISE_SHARE
+        limit = min(max(share * noise, SPREAD * spread), MOST_NOISE * noise) + floor
         worst = MOST_NOISE * float(np.abs(self._expected - self.clean).max()) + floor
         error = _rms(outputs - self._expected)
         found = differences(outputs, self._expected)

@@ -37,6 +37,7 @@ from edgeforge.verification._coreml_program import (
     Answer,
     gelu_check,
     half_precision,
+    nudged,
     wiring,
     with_weights,
 )
@@ -140,18 +141,15 @@ def _computed(
         tolerance=limit,
         **found,  # type: ignore[arg-type]
     )
-    moved = float(np.abs(rounded - exact).max())
     try:
-        checks = [*checks, *_program_checks(package, comparison, opened, samples, moved)]
+        checks = [*checks, *_program_checks(package, comparison, opened, samples)]
     except ModelError as error:
         checks = [*checks, Check("program", False, error.what)]
     return outcome(parity, checks, opened.fidelity() if opened.quantized else None)
 
 
-def _program_checks(
-    package: Package, comparison: Comparison, opened: _Opened, samples: Inputs, moved: float
-) -> Iterator[Check]:
-    """How the program is wired, and whether it fits float16. `moved`: by rounding torch's weights to that."""
+def _program_checks(package: Package, comparison: Comparison, opened: _Opened, samples: Inputs) -> Iterator[Check]:
+    """How the program is wired, and whether it fits float16."""
     interface, folder = opened.interface, opened.folder
     few = {name: array[:FEW] for name, array in samples.items()}
 
@@ -161,6 +159,7 @@ def _program_checks(
 
     model = open_model(folder / runtime.PACKAGE)
     network = loading.load(opened.inputs["reference"].path)
+    exact = opened.probabilities(network, few, "float64")
     unplaced = with_weights(network, comparison.expected.reads, comparison.stored)
     if unplaced is not None:
         yield Check(WIRING, None, f"the torch model has no place for {unplaced}")
@@ -175,6 +174,7 @@ def _program_checks(
             few,
         )
     half = open_model(folder / runtime.PACKAGE, precision="float16")
+    moved = float(np.abs(opened.probabilities(nudged(network), few, "float64") - exact[:FEW]).max())
     yield half_precision(answers(half), np.exp(opened.outputs[:FEW]), few, weights_moved=moved)
 
 
