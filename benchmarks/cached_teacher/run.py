@@ -1,0 +1,115 @@
+"""What caching a teacher's answers saves: one epoch of distillation on the mails, teacher live and teacher cached.
+
+Both runs are the distil stage of benchmarks/spam (MiniLM, 128 tokens, its half-wide student with four blocks), seed and
+order of the data alike, in a process of its own each and in turn, one thread. CPU time of the stage is compared, its
+validation included; what the cache costs once is stated beside. The students' weights must be the same to the bit.
+
+    edgeforge fetch spam-assassin --out data && edgeforge fetch minilm-l6 --out data
+    python -m benchmarks.cached_teacher.run --data data --work data/cached-teacher
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measuring import run_pipeline, write_row
+from benchmarks.spam.run import HALF, MODEL, TAUGHT, distill, task, vocabulary
+from edgeforge.core.artifact import Artifact, hash_file
+from edgeforge.core.measurement import bootstrap_median
+from edgeforge.core.stage import Job, Stage
+from edgeforge.environment import describe
+from edgeforge.stages.cache import Cache
+from edgeforge.stages.distill import Distill
+
+RESULT = Path(__file__).parent / "result.json"
+PAIRS = 5
+TEACHERS: dict[str, dict[str, Any]] = {"live": {"kind": "model"}, "cached": {"kind": "cached"}}
+TARGET = 1.5
+
+
+def pipeline(which: str, data: str) -> dict[str, Any]:
+    """One epoch. The teacher's head is untrained, which changes nothing of what it costs."""
+    return {
+        "name": f"cached-teacher-{which}",
+        "task": task(data),
+        "model": {"kind": "pretrained", "path": str(Path(data) / MODEL), "new_head": True},
+        "seed": 0,
+        "stages": [vocabulary(), {**distill(HALF, TAUGHT, epochs=1), "teacher": TEACHERS[which]}],
+        "targets": [],
+    }
+
+
+def timed(stage: type[Stage], spent: dict[str, float]) -> None:
+    """Have the stage's CPU seconds noted in `spent`, by its kind."""
+    run = stage.run
+
+    def clocked(self: Stage, inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any]:
+        began = time.process_time()
+        facts = run(self, inputs, job)
+        spent[self.kind] = time.process_time() - began
+        return facts
+
+    stage.run = clocked  # type: ignore[method-assign]
+
+
+def one(which: str, data: str, work: Path) -> None:
+    """A run in a store of its own; the last line printed is its result."""
+    spent: dict[str, float] = {}
+    timed(Distill, spent)
+    timed(Cache, spent)
+    found = run_pipeline(pipeline(which, data), work)
+    student = next(stage for stage in found["stages"] if stage["name"] == "distill")
+    (weights,) = (work / "store" / "sealed" / student["key"]).glob("*.safetensors")
+    print(json.dumps({"cpu_seconds": spent, "student": hash_file(weights)}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--only", choices=TEACHERS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only:
+        one(options.only, options.data, options.work)
+        return
+    pairs = []
+    for number in range(PAIRS):
+        pair = {}
+        for which in list(TEACHERS) if number % 2 == 0 else reversed(TEACHERS):
+            folder = options.work / f"{number}-{which}"
+            command = [sys.executable, "-m", "benchmarks.cached_teacher.run", "--data", options.data]
+            done = subprocess.run(
+                [*command, "--work", str(folder), "--only", which],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            pair[which] = json.loads(done.stdout.splitlines()[-1])
+        pairs.append(pair)
+        print(pair, flush=True)
+    ratios = [pair["live"]["cpu_seconds"]["distill"] / pair["cached"]["cpu_seconds"]["distill"] for pair in pairs]
+    result = {
+        "pairs": pairs,
+        "ratios": ratios,
+        "median_ratio": statistics.median(ratios),
+        "ci95_of_median": bootstrap_median(ratios),
+        "target": TARGET,
+        "same_student": len({pair[which]["student"] for pair in pairs for which in TEACHERS}) == 1,
+        "environment": describe(),
+    }
+    write_row(RESULT, result)
+    print(f"median ratio {result['median_ratio']:.3f}, same student: {result['same_student']}")
+
+
+if __name__ == "__main__":
+    main()
