@@ -62,7 +62,7 @@ def alone() -> dict[str, Stages]:
     """Row name -> stages of a chain that begins with the student itself, its weights fresh: no teacher is needed."""
     return {
         "mutual": [{"kind": "mutual", **RECIPE, "students": [STUDENT, STUDENT], "use": "first"}],
-        "born_again": [{"kind": "born_again", **RECIPE, "generations": 2, "student": STUDENT, "losses": OWN}],
+        "born_again": [{"kind": "train", **RECIPE}, {"kind": "born_again", **RECIPE, "generations": 2, "losses": OWN}],
         "exits": [{"kind": "exits", **RECIPE, "after": [1, 3]}],
         "ema": [{"kind": "finetune", **RECIPE, "teacher": {"kind": "ema", "decay": 0.99}, "losses": OWN}],
         "snapshots": [{"kind": "finetune", **RECIPE, "cycles": 2, "teacher": "snapshots", "losses": OWN}],

@@ -55,12 +55,12 @@ def main() -> None:
         f"Written by `table.py` from the raw rows in `rows/`; do not edit. {there} of {len(names()) * len(SEEDS)} "
         "rows are there.",
         "",
-        f"Fashion-MNIST, a ResNet of 0.09 M parameters, {STEPS} steps of 128 images for each student (two generations "
-        "of `born_again` and the two stages of `assistant` take as many each; `mutual` trains two students at once), "
-        "accuracy on the whole test split. The teachers are those of benchmarks/fashion_mnist. Rows from `mutual` "
-        "on have no teacher. Weights and temperatures are the papers' or the defaults, none was tuned. Means over the "
-        "seeds with 95 % intervals (t); differences are taken seed by seed. Seconds are the median of all stages, on "
-        "whatever else the machine had to do.",
+        f"Fashion-MNIST, a ResNet of 0.09 M parameters, {STEPS} steps of 128 images for each student, accuracy on the "
+        "whole test split. Each generation of `born_again`, the first of which is taught by labels, and both "
+        "stages of `assistant` take as many steps; `mutual` trains two students at once. The teachers are those of "
+        "benchmarks/fashion_mnist; rows from `mutual` on have none. Weights and temperatures are the papers' or the "
+        "defaults, none was tuned. Means over the seeds with 95 % intervals (t); differences are taken seed by seed. "
+        "Seconds are the median of all stages, on whatever else the machine had to do.",
         "",
         "| row | accuracy % | points over `labels` | | points over `soft_targets` | | seconds |",
         "|---|---|---|---|---|---|---|",
@@ -78,6 +78,13 @@ def main() -> None:
         f"- `reference` is `soft_targets` by hand in plain torch, with other draws: {verdict(REFERENCE, SOFT)} "
         f"({mean(gain(REFERENCE, SOFT))} points).",
     ]
+    for row in rows_of("born_again"):
+        facts = row["stages"][-1]["facts"]
+        said = [*(one["accuracy"] for one in [facts["teacher"], *facts["generations"]]), facts["ensemble"]["accuracy"]]
+        lines.append(
+            f"- `born_again`, seed {row['seed']}, on the validation split: labels {said[0]:.4f}, then "
+            f"{', '.join(f'{value:.4f}' for value in said[1:-1])}, their ensemble {said[-1]:.4f}."
+        )
     README.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"wrote {README.name}")
 
