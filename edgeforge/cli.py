@@ -112,6 +112,41 @@ def run(
 
 
 @app.command()
+def sweep(
+    file: File,
+    vary: Annotated[
+        list[str],
+        typer.Option(
+            "--vary",
+            metavar="a.b=1,2",
+            help="Values to try in turn: --vary stages.1.losses.0.temperature=1,2,4. Repeatable: every combination.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the runs and sweep.json.", show_default="runs/NAME-sweep")
+    ] = None,
+    store: StoreFolder = None,
+    overrides: Overrides = None,
+) -> None:
+    """Run a pipeline with values varied. What combinations share is made once; validation says which is best."""
+    from edgeforge.commands import sweep as command
+    from edgeforge.progress import TerminalWatcher
+    from edgeforge.store import Store
+
+    planned = command.plans(file, overrides or (), [command.varied(said) for said in vary])
+    folder = out or Path("runs") / f"{planned[0][1].pipeline.name}-sweep"
+    console = _console()
+    watcher = TerminalWatcher(console)
+    try:
+        results = command.run(planned, Store(store or default_store()), folder, watcher=watcher, console=console)
+    finally:
+        watcher.close()
+    command.show(results, folder, console)
+    command.check(results)
+
+
+@app.command()
 def plan(file: File, store: StoreFolder = None, overrides: Overrides = None) -> None:
     """Show what a run would do: steps in their true order, keys, what is cached, the work that is left."""
     from edgeforge.commands import plan as command
