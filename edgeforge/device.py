@@ -43,7 +43,7 @@ class DeviceProfile(Spec):
     """What is known of a device before anything runs on it."""
 
     name: str
-    family: Literal["host", "phone", "laptop", "board", "gpu", "browser"]
+    family: Literal["host", "phone", "laptop", "board", "gpu", "browser", "emulator"]
     title: str = Field(description="The name people know it by.")
     instruction_set: Literal["host", "x86_64", "aarch64"] = Field(
         description="Decides the integer layout of quantized files; `host` means this machine's own."

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from edgeforge.core import document, user_code
@@ -20,6 +20,10 @@ from edgeforge.core.task import Task
 from edgeforge.exporters import Exporter
 from edgeforge.models import Model
 from edgeforge.quantizers import Quantizer
+from edgeforge.stages.slices import Slice
+
+if TYPE_CHECKING:
+    from typing import Self
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -56,6 +60,17 @@ class Target(Spec):
     )
     export: Annotated[Exporter, OneOf("edgeforge.exporters")] = Field(description="The file format.")
     devices: tuple[str, ...] = Field(default=("host_cpu",), description="Device profiles, see `edgeforge devices`.")
+    fallback: Literal["float"] | None = Field(
+        default=None,
+        description="float: the unquantized file is shipped in its place where the quantized one is measured slower "
+        "than it on any of the devices.",
+    )
+
+    @model_validator(mode="after")
+    def _falls_back_from_something(self) -> Self:
+        if self.fallback is not None and self.quantize is None:
+            raise ValueError("`fallback` is for targets that are quantized; this one is not")
+        return self
 
 
 class Budgets(Spec):
@@ -75,6 +90,11 @@ class Budgets(Spec):
         description="Highest median latency on each device (ms; for a language model, of one token that it writes).",
     )
     latency_ratio: float | None = Field(default=None, gt=0, description="Least times faster than the baseline.")
+    slower_than_parent: Literal["fail", "allow"] = Field(
+        default="fail",
+        description="What becomes of a target measured slower than what it came from: a quantized one than its "
+        "unquantized file, one of a pruned or distilled model than the baseline.",
+    )
     allow_unmeasured: bool = Field(default=False, description="Let a limit pass where its value could not be measured.")
 
 
@@ -90,6 +110,17 @@ class Pipeline(Spec):
     ] = Field(default=(), description="The chain: each stage starts from the model that the one before it made.")
     targets: tuple[Target, ...] = Field(default=(), description="What is shipped, each made from the chain's end.")
     budgets: Budgets = Field(default=Budgets(), description="What every target must keep to.")
+    slices: tuple[Slice, ...] = Field(
+        default=(),
+        description="How the report cuts the test split where a student is compared with its teacher; changing it "
+        "trains nothing anew.",
+    )
+    probe: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Samples that do not belong to the task, without labels, on which a student is compared with its "
+        "teacher: a file of texts (one a line, or JSON lines), a folder of images, or an .npz file with them in `x`.",
+    )
 
     @field_validator("stages")
     @classmethod

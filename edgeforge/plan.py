@@ -14,12 +14,14 @@ from edgeforge.core.kinds import discover
 from edgeforge.core.spec import Spec, digest_of, nested_specs, perhaps, source_digest
 from edgeforge.core.stage import Stage
 from edgeforge.core.task import Task
+from edgeforge.data import DataSource
 from edgeforge.device import DeviceProfile, Layout, profile
 from edgeforge.estimators import estimator_for
 from edgeforge.exporters import Exporter
 from edgeforge.models import Model
 from edgeforge.pipeline import Pipeline, Target
 from edgeforge.quantizers import Quantizer
+from edgeforge.runtimes import runtime_for
 from edgeforge.stages.benchmark import Benchmark
 from edgeforge.stages.cache import Cache
 from edgeforge.stages.distill import Distill
@@ -29,15 +31,20 @@ from edgeforge.stages.export import Export
 from edgeforge.stages.finetune import Finetune
 from edgeforge.stages.importance import Importance
 from edgeforge.stages.initialize import Initialize
+from edgeforge.stages.probe import Probe
 from edgeforge.stages.prune import Prune
 from edgeforge.stages.quantize import Quantize
+from edgeforge.stages.slices import Slices
 from edgeforge.stages.train import Train
 from edgeforge.stages.verify import Verify
 from edgeforge.store import Store
+from edgeforge.teachers import LOGITS, TEACHER
 from edgeforge.teachers.cached import Cached
+from edgeforge.teaching import Lesson, root
 from edgeforge.training.mixture import DATASET
 from edgeforge.training.recipe import needs_teacher
 
+SLICES = "data.slices"
 KEY_VERSION = 1  # raise when the meaning of keys or manifests changes
 
 
@@ -67,13 +74,23 @@ class Plan:
     """Names of the steps that write texts for later stages."""
     baseline: str = ""
     """The chain step that every target is compared with."""
+    lesson: Lesson | None = None
+    """Whose answers all teaching goes back to, with which every file is compared; None where no model teaches."""
+    data_digest: str | None = None
     targets: dict[str, Target] = field(default_factory=dict)
     """Target rows: `android`, or `android.x86` and `android.arm` where its devices need different layouts."""
+    fallbacks: dict[str, str] = field(default_factory=dict)
+    """Target row -> the row of the unquantized file that is shipped in its place where it is measured slower."""
     warnings: list[str] = field(default_factory=list)
 
     def step(self, name: str) -> Step:
         """The step of that name."""
         return next(step for step in self.steps if step.name == name)
+
+    @property
+    def compresses(self) -> bool:
+        """Whether a stage of the chain makes its model smaller, so that it should be faster than the baseline."""
+        return any(isinstance(self.step(name).stage, Prune | Distill) for name in self.chain)
 
 
 def build(pipeline: Pipeline) -> Plan:
@@ -81,7 +98,9 @@ def build(pipeline: Pipeline) -> Plan:
     check_installed(pipeline.task)
     task = pipeline.task.completed(pipeline.model.folder())
     builder = _Builder(pipeline.model_copy(update={"task": task}))
+    builder.slices()
     builder.chain()
+    builder.teachers()
     devices = tuple(dict.fromkeys(device for target in pipeline.targets for device in target.devices))
     exporter = discover("edgeforge.exporters", Exporter)[task.baseline_format]
     baseline = Target(name="plain", export=exporter.model_validate({"kind": task.baseline_format}), devices=devices)
@@ -94,7 +113,7 @@ def build(pipeline: Pipeline) -> Plan:
 class _Builder:
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
-        self.plan = Plan(pipeline)
+        self.plan = Plan(pipeline, data_digest=_data_digest(pipeline))
         self.task_digest = pipeline.task.digest()
         self.task_modules = _modules(pipeline.task)
 
@@ -123,6 +142,35 @@ class _Builder:
                 "libraries": {name: version(name) for name in sorted(_libraries(stage))},
             }
         )
+
+    # -- what a student is compared by
+
+    def slices(self) -> None:
+        """First of all: a column that is not there is found before any work."""
+        cuts, task = self.pipeline.slices, self.pipeline.task
+        if task.answers_per == "token":  # these refuse
+            _ = cuts and task.tested()
+            _ = self.pipeline.probe and task.open_probe(self.pipeline.probe)
+        for position, cut in enumerate(cuts):
+            cut.check(task, f"slices[{position}]")
+        if cuts:
+            self.add(SLICES, Slices(slices=cuts), {})
+
+    def teachers(self) -> None:
+        """Probe the models that taught, and evaluate those that are no part of the chain."""
+        self.plan.lesson = root(self.plan)
+        if self.plan.lesson is None and (self.pipeline.slices or self.pipeline.probe):
+            self.plan.warnings.append("`slices` and `probe` compare a student with its teacher, and no model teaches")
+        if self.plan.lesson is None or self.pipeline.task.answers_per == "token":
+            return
+        for name in dict.fromkeys(self.plan.lesson.teachers):
+            if name not in self.plan.chain:
+                self.add(f"{name}.evaluate", Evaluate(kind="evaluate"), {"model": name})
+            self._probed(name, name, "chain")
+
+    def _probed(self, name: str, model: str, row: str) -> None:
+        if self.pipeline.probe is not None and self.plan.lesson is not None:
+            self.add(f"{name}.probe", Probe(path=self.pipeline.probe), {"model": model}, row)
 
     # -- the chain
 
@@ -182,25 +230,30 @@ class _Builder:
         return name
 
     def _answers(self, stage: Distill | Finetune, inputs: Mapping[str, str], where: str) -> dict[str, str]:
-        """The step that asks a cached teacher, once for all its students, as a further input; else nothing."""
-        if not isinstance(stage.teacher, Cached) or not needs_teacher(stage.losses):
-            return {}
-        if self.pipeline.task.augments():
-            raise IncompatiblePlanError(
-                "a cached teacher has answers about the images as they are, and the task's `augment` changes them",
-                where=f"{where}.teacher",
-                remedy="use `teacher: model`, or leave `augment` out of the task",
-            )
-        asked = inputs["teacher"]
-        about = {"model": asked} | ({DATASET: inputs[DATASET]} if DATASET in inputs else {})
-        cache = Cache(precision=stage.precision, top_k=stage.teacher.top_k)
-        return {"logits": self._once(f"{asked}.cache", cache, about)}
+        """The steps that ask cached teachers, once for all their students, as further inputs; mostly nothing."""
+        found: dict[str, str] = {}
+        if stage.teacher is None or not needs_teacher(stage.losses):
+            return found
+        for role, teacher in stage.teacher.asked().items():
+            if not isinstance(teacher, Cached):
+                continue
+            if self.pipeline.task.augments():
+                raise IncompatiblePlanError(
+                    "a cached teacher has answers about the images as they are, and the task's `augment` changes them",
+                    where=f"{where}.{role}",
+                    remedy="use `teacher: model`, or leave `augment` out of the task",
+                )
+            asked = inputs[role]
+            about = {"model": asked} | ({DATASET: inputs[DATASET]} if DATASET in inputs else {})
+            cache = Cache(precision=stage.precision, top_k=teacher.top_k)
+            found[role.replace(TEACHER, LOGITS, 1)] = self._once(f"{asked}.cache", cache, about)
+        return found
 
-    def _once(self, name: str, stage: Stage, inputs: Mapping[str, str]) -> str:
+    def _once(self, name: str, stage: Stage, inputs: Mapping[str, str], row: str = "chain") -> str:
         """The step that does this, which may be there already under another name."""
         key = self._key(stage, {role: self.plan.step(source).key for role, source in inputs.items()})
         same = [step.name for step in self.plan.steps if step.key == key]
-        return same[0] if same else self.add(self._free_name(name), stage, inputs)
+        return same[0] if same else self.add(self._free_name(name), stage, inputs, row)
 
     def _source(self, source: str | Model | None, last: str, where: str, *, role: str) -> str:
         if source is None:
@@ -261,6 +314,10 @@ class _Builder:
             part = target.model_copy(update={"devices": tuple(device.name for device in group)})
             self.plan.targets[name] = part
             self.file_row(name, self.plan.chain[-1], part, layout)
+            if part.fallback is not None:
+                self.plan.fallbacks[name] = f"{name}.{part.fallback}"
+                plain = part.model_copy(update={"quantize": None})
+                self.file_row(self.plan.fallbacks[name], self.plan.chain[-1], plain, layout)
 
     def file_row(self, row: str, model: str, target: Target, layout: Layout | None) -> None:
         """The steps from a torch model to a verified, evaluated and measured file."""
@@ -276,13 +333,30 @@ class _Builder:
             file = self.add(f"{row}.quantize", Quantize(kind="quantize", quantizer=quantizer), sources, row)
         self.add(f"{row}.verify", Verify(kind="verify"), {**inputs, "file": file}, row)
         self.add(f"{row}.evaluate", Evaluate(kind="evaluate"), {"model": file, **self._reference(file)}, row)
+        self._probed(row, file, row)
+        beside = {} if row == "baseline" else self._beside(row, model, target, inputs.get("unquantized"))
         for device in target.devices:
             if profile(device).link is not None:
-                against = {} if row == "baseline" else {"baseline": self._baseline_file()}
                 benchmark = Benchmark(kind="benchmark", device=device)
-                self.add(f"{row}.benchmark.{device}", benchmark, {"model": file, **against}, row)
+                self.add(f"{row}.benchmark.{device}", benchmark, {"model": file, **beside}, row)
             elif estimator_for(device) is not None:
                 self.add(f"{row}.estimate.{device}", Estimate(kind="estimate", device=device), {"model": file}, row)
+
+    def _beside(self, row: str, model: str, target: Target, unquantized: str | None) -> dict[str, str]:
+        """The files that a target is measured beside: the baseline's, and its own before it was quantized.
+
+        The latter is written for this where a quantizer of models left none, and left out where it is the former.
+        """
+        beside = {"baseline": self._baseline_file()}
+        runtime = runtime_for(target.export.kind)
+        timed = runtime is not None and runtime.available() is None
+        if target.quantize is None or not timed or not any(profile(device).link for device in target.devices):
+            return beside
+        export = Export(kind="export", exporter=target.export)
+        parent = unquantized or self._once(f"{row}.unquantized", export, {"model": model}, f"{row}.unquantized")
+        if self.plan.step(parent).key != self.plan.step(beside["baseline"]).key:
+            beside["parent"] = parent
+        return beside
 
     def _baseline_file(self) -> str:
         return "baseline.export"
@@ -323,6 +397,11 @@ def _quantizers_for(export: str) -> Iterable[str]:
 def _exporters_for(task: Task) -> Iterable[str]:
     found = discover("edgeforge.exporters", Exporter)
     return sorted(name for name, cls in found.items() if task.answers_per in cls.answers_per)  # type: ignore[attr-defined]
+
+
+def _data_digest(pipeline: Pipeline) -> str | None:
+    data = getattr(pipeline.task, "data", None)
+    return data.digest() if isinstance(data, DataSource) else None
 
 
 def _modules(spec: Spec) -> set[str]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import datetime
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
 import edgeforge
-from edgeforge.budgets import judge
+from edgeforge import costs, provenance
+from edgeforge.budgets import against_parents, judge, source_row
+from edgeforge.comparison import RESAMPLES, Reference
+from edgeforge.comparison import paired_interval as paired_interval
 from edgeforge.core.artifact import Artifact, digest_files
 from edgeforge.core.report import (
     ArtifactRow,
@@ -20,6 +22,7 @@ from edgeforge.core.report import (
     LatencyComparison,
     MeasurementRow,
     MetricComparison,
+    ParentComparison,
     Parity,
     Report,
     StageFacts,
@@ -27,16 +30,16 @@ from edgeforge.core.report import (
     Status,
     StepResult,
 )
+from edgeforge.core.report_teacher import Cost
 from edgeforge.environment import describe
 from edgeforge.models import tokenizer
 from edgeforge.plan import Plan, Step
 from edgeforge.stages.quantize import Quantize
+from edgeforge.teaching import behind
 
 Results = Mapping[str, StepResult]
 
 BASELINE = "baseline"
-Z95 = 1.959963984540054
-RESAMPLES = 2000
 _FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -56,6 +59,7 @@ def collect(
     created = created or datetime.datetime.now(datetime.timezone.utc)
     baseline = _artifact_row(plan, results, BASELINE, None)
     rows = [baseline, *(_artifact_row(plan, results, row, baseline) for row in plan.targets)]
+    rows = _beside_teacher(plan, results, rows)
     said = [f"{name}: {text}" for name, result in results.items() for text in result.warnings]
     return Report(
         pipeline=plan.pipeline.name,
@@ -70,6 +74,8 @@ def collect(
         seed=plan.pipeline.seed,
         baseline=plan.baseline,
         warnings=tuple(dict.fromkeys((*plan.warnings, *said))),
+        teacher=plan.lesson.title if plan.lesson else None,
+        lineage=provenance.lineage(plan, results),
     )
 
 
@@ -139,23 +145,25 @@ def _first_error(plan: Plan, results: Results, step: Step) -> str | None:
 
 
 def _artifact_row(plan: Plan, results: Results, row: str, baseline: ArtifactRow | None) -> ArtifactRow:
-    status, reason = status_of(plan, results, row)
-    step = file_step(plan, row)
+    source, instead = source_row(plan, results, row)
+    status, reason = status_of(plan, results, source)
+    step = file_step(plan, source)
     artifact = results[step.name].artifact if status != "absent" else None
     folder = folder_of(row, status)
-    evaluation = _facts_of(plan, results, row, "evaluate")
+    evaluation = _facts_of(plan, results, source, "evaluate")
     metrics, per_class = _metrics(evaluation)
-    verified = _facts_of(plan, results, row, "verify")
-    quantization, coverage = _quantization(plan, results, row)
+    verified = _facts_of(plan, results, source, "verify")
+    quantization, coverage = _quantization(plan, results, source)
+    devices = plan.targets[row].devices if row in plan.targets else ()
     found = ArtifactRow(
         name=row,
         status=status,
-        reason=reason,
+        reason=reason or instead,
         format=step.stage.makes_format(),
         **(_weighed(artifact, folder) if artifact and folder else {}),
         quantization=quantization,
         coverage_percent=coverage,
-        lineage=_lineage(plan, row),
+        lineage=_lineage(plan, results, source),
         metrics=metrics,
         metrics_reason=evaluation.get("reason"),
         metrics_runtime=evaluation.get("runtime"),
@@ -166,13 +174,13 @@ def _artifact_row(plan: Plan, results: Results, row: str, baseline: ArtifactRow 
         layers=verified.get("layers") or (),
         golden=_golden(row, verified) if status == "shipped" else None,
         files=dict(artifact.files) if artifact else {},
-        warnings=tuple(text for name in _names(plan, row) for text in _warnings(results, name)),
-        **_benchmarks(plan, results, row),
+        warnings=tuple(text for name in _names(plan, source) for text in _warnings(results, name)),
+        **_benchmarks(plan, results, source, devices),
     )
     if baseline is None:
         return found
     headline = next(iter(baseline.metrics), None)
-    compared = _compared(_evaluation(plan, results, row), _evaluation(plan, results, BASELINE), headline)
+    compared = _compared(_evaluation(plan, results, source), _evaluation(plan, results, BASELINE), headline)
     return found.model_copy(update={"deltas": deltas(found, baseline), "comparison": compared})
 
 
@@ -225,27 +233,35 @@ def _quantization(plan: Plan, results: Results, row: str) -> tuple[dict[str, Any
     return quantization, coverage
 
 
-def _lineage(plan: Plan, row: str) -> dict[str, Any]:
-    """Every step behind a file, in the order they ran, with the keys that name their artifacts in the store."""
-    wanted = {file_step(plan, row).name}
-    for step in reversed(plan.steps):
-        if step.name in wanted:
-            wanted.update(step.inputs.values())
-    steps = [
-        {"step": step.name, "kind": step.stage.kind, "key": step.key} for step in plan.steps if step.name in wanted
-    ]
-    return {"steps": steps}
+def _lineage(plan: Plan, results: Results, row: str) -> dict[str, Any]:
+    """Every step behind a file, in the order they ran: the keys that name their artifacts in the store, and digests."""
+    wanted = behind(plan, file_step(plan, row).name)
+    return {
+        "steps": [
+            {
+                "step": step.name,
+                "kind": step.stage.kind,
+                "key": step.key,
+                "digest": made.artifact.digest if (made := results.get(step.name)) and made.artifact else None,
+                "training_steps": provenance.training_steps(_facts(results, step.name)),
+            }
+            for step in plan.steps
+            if step.name in wanted
+        ]
+    }
 
 
-def _benchmarks(plan: Plan, results: Results, row: str) -> dict[str, Any]:
+def _benchmarks(plan: Plan, results: Results, row: str, devices: Sequence[str]) -> dict[str, Any]:
     measurements: list[MeasurementRow] = []
     latency: list[LatencyComparison] = []
+    parents: list[ParentComparison] = []
     conditions: list[BenchmarkConditions] = []
     for step in (*_steps(plan, row, "benchmark"), *_steps(plan, row, "estimate")):
         facts = _facts(results, step.name)
         measurements += [MeasurementRow.model_validate(item) for item in facts.get("measurements", ())]
         if facts.get("latency"):
             latency.append(LatencyComparison.model_validate(facts["latency"]))
+        parents += against_parents(plan, row, step, facts)
         result = results.get(step.name)
         known = {name: facts[name] for name in ("threads", "min_sample_ms", "floor") if name in facts}
         why = facts.get("reason") or (result.error if result else "not reached")
@@ -255,10 +271,33 @@ def _benchmarks(plan: Plan, results: Results, row: str) -> dict[str, Any]:
                 {**known, **facts.get("conditions", {}), "device": device, "reason": why}
             )
         )
-    devices = plan.targets[row].devices if row in plan.targets else ()
     for device in sorted(set(devices) - {item.device for item in conditions}):
         conditions.append(BenchmarkConditions(device=device, reason="this device cannot be reached from here yet"))
-    return {"measurements": tuple(measurements), "latency": tuple(latency), "conditions": tuple(conditions)}
+    return {
+        "measurements": tuple(measurements),
+        "latency": tuple(latency),
+        "parents": tuple(parents),
+        "conditions": tuple(conditions),
+    }
+
+
+# -- against the teacher
+
+
+def _beside_teacher(plan: Plan, results: Results, rows: Sequence[ArtifactRow]) -> list[ArtifactRow]:
+    """The rows with what each lost against the model that taught, and what its answers cost."""
+    reference, found = Reference.of(plan, results), []
+    for row in rows:
+        source, _ = source_row(plan, results, row.name)
+        against = None
+        if reference is not None:
+            probed = next((results.get(step.name) for step in _steps(plan, source, "probe")), None)
+            against = reference.against(_evaluation(plan, results, source), probed.artifact if probed else None)
+        cost: tuple[Cost, ...] = ()
+        if row.name != BASELINE:
+            cost = costs.of(plan, results, row, source=source, made=file_step(plan, source).name)
+        found.append(row.model_copy(update={"against_teacher": against, "costs": cost}))
+    return found
 
 
 # -- against the baseline
@@ -327,18 +366,6 @@ def _compared_texts(row: Artifact, baseline: Artifact) -> MetricComparison | Non
         difference=float(after_all - before_all),
         ci95=(float(low), float(high)),
     )
-
-
-def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
-    """95 % interval of the difference of two paired proportions, (gained - lost) / n.
-
-    Agresti & Min, 2005, "Simple improved confidence intervals for comparing matched proportions": Wald's interval
-    after adding 1/2 to each of the four cells.
-    """
-    gained_, lost_, n_ = gained + 0.5, lost + 0.5, n + 2
-    centre = (gained_ - lost_) / n_
-    half = Z95 * math.sqrt(gained_ + lost_ - (gained_ - lost_) ** 2 / n_) / n_
-    return (max(-1.0, centre - half), min(1.0, centre + half))
 
 
 # -- looking things up

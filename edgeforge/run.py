@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from edgeforge.budgets import source_row
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.errors import (
     BudgetError,
@@ -21,7 +22,7 @@ from edgeforge.core.errors import (
     IncompatiblePlanError,
     VerificationError,
 )
-from edgeforge.core.report import ArtifactRow, Report, StepResult
+from edgeforge.core.report import ArtifactRow, BudgetRow, Report, StepResult
 from edgeforge.core.spec import perhaps
 from edgeforge.core.stage import Job
 from edgeforge.core.task import model_inputs
@@ -316,9 +317,10 @@ def _check_out(out: Path) -> None:
 def _write(plan: Plan, results: Mapping[str, StepResult], report: Report, out: Path) -> None:
     try:
         for row in report.artifacts:
-            artifact = results[file_step(plan, row.name).name].artifact
+            source, _ = source_row(plan, results, row.name)
+            artifact = results[file_step(plan, source).name].artifact
             _place(row.name, artifact, folder_of(row.name, row.status), out)
-            verified = results[f"{row.name}.verify"].artifact if f"{row.name}.verify" in results else None
+            verified = results[f"{source}.verify"].artifact if f"{source}.verify" in results else None
             _place_golden(row, verified, out)
         (out / "pipeline.yaml").write_text(dump(plan.pipeline), encoding="utf-8")
         write_all(report, out)
@@ -356,6 +358,11 @@ def _place(row: str, artifact: Artifact | None, home: str | None, out: Path) -> 
     partial.rename(target)
 
 
+def _missed(budget: BudgetRow) -> str:
+    said = f"{budget.target}: {budget.metric} is {budget.value}, the limit is {budget.limit}"
+    return f"{said} ({budget.reason})" if budget.reason else said
+
+
 def _verdict(report: Report) -> EdgeForgeError | None:
     broken = [row for row in report.artifacts if row.status == "quarantined" or (row.status == "absent" and row.reason)]
     if broken:
@@ -366,7 +373,7 @@ def _verdict(report: Report) -> EdgeForgeError | None:
     missed = [budget for budget in report.budgets if not budget.passed]
     if missed:
         return BudgetError(
-            "; ".join(f"{item.target}: {item.metric} is {item.value}, the limit is {item.limit}" for item in missed),
+            "; ".join(map(_missed, missed)),
             remedy="every file is sound; loosen the budget or compress less",
         )
     return None

@@ -54,6 +54,15 @@ def test_the_pipelines_in_the_readme_load() -> None:
     assert [target.name for target in writing.targets] == ["gguf", "onnx", "ios"]
 
 
+def test_the_stages_on_the_page_about_distillation_load(tmp_path: Path) -> None:
+    (tmp_path / "lessons.py").write_text("def teach(prompt):\n    return prompt\n", encoding="utf-8")
+    task = "task: {kind: image_classification, data: sklearn_digits}"
+    head = f"name: page\n{task}\nmodel: {{kind: config, architecture: vit}}\n"
+    for text in blocks("docs/distillation.md", "yaml"):
+        pipeline = parse(f"{head}stages:\n{text}".encode(), str(tmp_path / "page.yaml"))
+        assert len(pipeline.stages) == len(re.findall("^- ", text, re.MULTILINE))
+
+
 def test_the_mistake_in_the_readme_is_answered_as_it_says() -> None:
     text = blocks("README.md", "yaml")[0]
     shown = next(block for block in blocks("README.md", "") if block.startswith("error my.yaml"))

@@ -109,6 +109,16 @@ def test_each_file_has_metrics_of_its_own(outcome: Outcome) -> None:
     assert (runtimes["gguf"], runtimes["onnx"], runtimes["ios"]) == ("llama_cpp", "onnxruntime", "coreml_reference")
 
 
+def test_each_file_is_compared_with_the_model_that_taught(outcome: Outcome) -> None:
+    assert outcome.report.teacher == "train"
+    for row in outcome.report.artifacts:
+        found = row.against_teacher
+        assert found is not None and found.unit == "token"
+        assert found.agreement == pytest.approx(row.metrics["top1_agreement"])
+        assert found.agreement_ci95 is not None
+        assert found.agreement_ci95[0] <= found.agreement <= found.agreement_ci95[1]
+
+
 def test_three_formats_with_the_same_integers_answer_alike(outcome: Outcome) -> None:
     rows = {row.name: row for row in outcome.report.artifacts}
     found = [rows[name].metrics["perplexity"] for name in ("gguf", "onnx", "ios")]

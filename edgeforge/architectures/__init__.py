@@ -13,6 +13,7 @@ from edgeforge.core.spec import Spec, perhaps, unknown_key
 if TYPE_CHECKING:
     from typing import Self
 
+    import torch
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -25,6 +26,8 @@ class Architecture(Spec):
     kind: str
     depths_field: ClassVar[str | None] = None
     """The config's field that counts blocks, one number or one per stage; None where no block can be left out."""
+    can_end_early: ClassVar[bool] = False
+    """Whether a classifier of this family can end after any of its blocks: then it has `answer`."""
 
     def config(self, interface: Interface) -> PretrainedConfig:
         """The Hugging Face config of this shape for a task's inputs and labels."""
@@ -50,6 +53,14 @@ class Architecture(Spec):
     @classmethod
     def stages(cls, model: PreTrainedModel) -> list[nn.Sequential | nn.ModuleList]:
         """The model's blocks in order, by stage; what a stage does between blocks is not in it."""
+        raise NotImplementedError
+
+    @classmethod
+    def answer(cls, model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
+        """The logits, (N, labels), that what stands behind a classifier's blocks makes of what the last one puts out.
+
+        `states` are (N, length, width), or (N, channels, height, width). Of `model` nothing else is used.
+        """
         raise NotImplementedError
 
     @classmethod

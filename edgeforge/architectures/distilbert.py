@@ -22,6 +22,7 @@ from edgeforge.architectures._fields import Activation, Depth, Probability, Widt
 if TYPE_CHECKING:
     from typing import Self
 
+    import torch
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -43,6 +44,7 @@ class Distilbert(Architecture):
     max_position_embeddings: Positions | None = Field(default=None, description=POSITIONS_DESCRIPTION)
 
     depths_field: ClassVar[str] = "n_layers"
+    can_end_early: ClassVar[bool] = True
     uses: ClassVar[tuple[str, ...]] = ("edgeforge.architectures._encoder", "edgeforge.architectures._fields")
 
     @model_validator(mode="after")
@@ -83,6 +85,11 @@ class Distilbert(Architecture):
     @classmethod
     def stages(cls, model: PreTrainedModel) -> list[nn.Sequential | nn.ModuleList]:
         return [model.base_model.transformer.layer]
+
+    @classmethod
+    def answer(cls, model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = model.classifier(model.dropout(model.pre_classifier(states[:, 0]).relu()))
+        return logits
 
     @classmethod
     def axes(cls, config: PretrainedConfig) -> Mapping[str, tuple[str | None, ...]]:

@@ -25,6 +25,7 @@ from edgeforge.architectures._fields import Activation, Depth, Probability, Widt
 if TYPE_CHECKING:
     from typing import Self
 
+    import torch
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -51,6 +52,7 @@ class Electra(Architecture):
     layer_norm_eps: Epsilon = Field(default=1e-12, description="What is added to variances before dividing by them.")
 
     depths_field: ClassVar[str] = "num_hidden_layers"
+    can_end_early: ClassVar[bool] = True
     uses: ClassVar[tuple[str, ...]] = ("edgeforge.architectures._encoder", "edgeforge.architectures._fields")
 
     @model_validator(mode="after")
@@ -90,6 +92,11 @@ class Electra(Architecture):
     @classmethod
     def stages(cls, model: PreTrainedModel) -> list[nn.Sequential | nn.ModuleList]:
         return [model.base_model.encoder.layer]
+
+    @classmethod
+    def answer(cls, model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = model.classifier(states)
+        return logits
 
     @classmethod
     def axes(cls, config: PretrainedConfig) -> Mapping[str, tuple[str | None, ...]]:

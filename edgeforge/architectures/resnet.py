@@ -21,6 +21,7 @@ from edgeforge.architectures._fields import (
 if TYPE_CHECKING:
     from typing import Self
 
+    import torch
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -48,6 +49,7 @@ class Resnet(Architecture):
     )
 
     depths_field: ClassVar[str] = "depths"
+    can_end_early: ClassVar[bool] = True
     uses: ClassVar[tuple[str, ...]] = ("edgeforge.architectures._fields",)
 
     @model_validator(mode="after")
@@ -88,3 +90,8 @@ class Resnet(Architecture):
     @classmethod
     def stages(cls, model: PreTrainedModel) -> list[nn.Sequential | nn.ModuleList]:
         return [stage.layers for stage in model.base_model.encoder.stages]
+
+    @classmethod
+    def answer(cls, model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = model.classifier(model.base_model.pooler(states))
+        return logits

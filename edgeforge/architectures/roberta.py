@@ -24,6 +24,7 @@ from edgeforge.architectures._fields import Activation, Depth, Probability, Widt
 if TYPE_CHECKING:
     from typing import Self
 
+    import torch
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -51,6 +52,7 @@ class Roberta(Architecture):
     layer_norm_eps: Epsilon = Field(default=1e-5, description="What is added to variances before dividing by them.")
 
     depths_field: ClassVar[str] = "num_hidden_layers"
+    can_end_early: ClassVar[bool] = True
     uses: ClassVar[tuple[str, ...]] = ("edgeforge.architectures._encoder", "edgeforge.architectures._fields")
 
     @model_validator(mode="after")
@@ -86,6 +88,11 @@ class Roberta(Architecture):
     @classmethod
     def stages(cls, model: PreTrainedModel) -> list[nn.Sequential | nn.ModuleList]:
         return [model.base_model.encoder.layer]
+
+    @classmethod
+    def answer(cls, model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = model.classifier(states)
+        return logits
 
     @classmethod
     def axes(cls, config: PretrainedConfig) -> Mapping[str, tuple[str | None, ...]]:

@@ -24,6 +24,7 @@ from edgeforge.core.errors import ModelError
 if TYPE_CHECKING:
     from typing import Self
 
+    import torch
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -45,6 +46,7 @@ class Vit(Architecture):
     attention_probs_dropout_prob: Probability = Field(default=0.0, description="Dropout on the attention weights.")
 
     depths_field: ClassVar[str] = "num_hidden_layers"
+    can_end_early: ClassVar[bool] = True
     uses: ClassVar[tuple[str, ...]] = ("edgeforge.architectures._fields",)
 
     @model_validator(mode="after")
@@ -105,6 +107,11 @@ class Vit(Architecture):
     def stages(cls, model: PreTrainedModel) -> list[nn.Sequential | nn.ModuleList]:
         base = model.base_model
         return [base.encoder.layer if hasattr(base, "encoder") else base.layers]
+
+    @classmethod
+    def answer(cls, model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = model.classifier(model.base_model.layernorm(states[:, 0]))
+        return logits
 
     @classmethod
     def axes(cls, config: PretrainedConfig) -> Mapping[str, tuple[str | None, ...]]:

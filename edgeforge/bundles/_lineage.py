@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
-import yaml
-
+from edgeforge import licences as licences_beside
 from edgeforge.bundles._contract import Licence
 from edgeforge.bundles._source import Source
+from edgeforge.licences import UNKNOWN, shown_place
 
-UNKNOWN = "unknown"
 PLACES = ("path", "train", "test", "validation", "prompts", "tokenizer")
 """Keys of a pipeline whose values name places. A bundle leaves the machine: of these only last names stay."""
 
@@ -22,6 +20,7 @@ def lineage(source: Source) -> dict[str, Any]:
     pipeline = source.pipeline
     stages = [_public(stage) for stage in pipeline.get("stages") or ()]
     names = [row.name for row in source.report.stages]
+    known = source.report.lineage
     target = next((one for one in pipeline.get("targets") or () if _made(one, source.row.name)), None)
     return {
         "model": _public(pipeline.get("model")),
@@ -34,6 +33,7 @@ def lineage(source: Source) -> dict[str, Any]:
         "seed": source.report.seed,
         "parameters": source.report.stages[-1].facts.params if source.report.stages else None,
         "environment": source.report.environment.packages,
+        "sources": [one.model_dump(mode="json") for one in known.sources] if known else [],
     }
 
 
@@ -66,12 +66,7 @@ def _public(value: Any) -> Any:
 def _place(value: Any) -> Any:
     if isinstance(value, list):
         return [_place(item) for item in value]
-    return PurePath(value).name if isinstance(value, str) and _local(value) else _public(value)
-
-
-def _local(value: str) -> bool:
-    """Ids of the hub have one slash and no dot in front; everything else with a slash is a path here."""
-    return PurePath(value).is_absolute() or value.startswith((".", "~")) or value.count("/") > 1 or Path(value).exists()
+    return shown_place(value) if isinstance(value, str) else _public(value)
 
 
 def _of_teachers(pipeline: dict[str, Any], folder: Path) -> Iterator[Licence]:
@@ -95,24 +90,10 @@ def _licence(what: str, spec: Any, folder: Path) -> Licence:
     if not path.exists():
         return Licence(what=what, licence=UNKNOWN, source=shown)
     copied = None
-    for text in sorted(beside.glob("LICEN[CS]E*")):
-        if text.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            copied = folder / f"{what}-{text.name}"
-            copied.write_bytes(text.read_bytes())
+    for text in licences_beside.texts(beside):
+        folder.mkdir(parents=True, exist_ok=True)
+        copied = folder / f"{what}-{text.name}"
+        copied.write_bytes(text.read_bytes())
     read_it = f"see {folder.name}/{copied.name}" if copied else UNKNOWN
-    return Licence(what=what, licence=_card(beside) or read_it, source=shown)
-
-
-def _card(folder: Path) -> str | None:
-    """The licence that a model card's or data card's header names."""
-    card = folder / "README.md"
-    if not card.is_file():
-        return None
-    header = re.match(r"---\r?\n(.*?)\r?\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-    try:
-        said = yaml.safe_load(header[1]) if header else None
-    except yaml.YAMLError:
-        return None
-    licence = said.get("license") if isinstance(said, dict) else None
-    return str(licence) if licence else None
+    named = licences_beside.named(path)
+    return Licence(what=what, licence=named[0] if named else read_it, source=shown)

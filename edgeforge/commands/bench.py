@@ -29,6 +29,8 @@ from edgeforge.stages.benchmark import Benchmark
 
 DEVICE = "host_cpu"
 FILE_NAME = "bench.json"
+COUNTED = "instructions"
+_COMPARED = ("measurements", "baseline")
 
 
 class _Spinner:
@@ -153,6 +155,8 @@ def show(found: Mapping[str, Mapping[str, Any]], console: Console) -> None:
     """One line per file."""
     if any("prompt_tokens" in facts.get("conditions", {}) for facts in found.values()):
         _show_texts(found, console)
+    elif any(row["metric"] == COUNTED for facts in found.values() for row in facts["measurements"]):
+        _show_counts(found, console)
     else:
         _show_calls(found, console)
     for name, facts in found.items():
@@ -178,7 +182,7 @@ def _show_texts(found: Mapping[str, Mapping[str, Any]], console: Console) -> Non
             escape(text.interval(decode.ci95)),
             text.milliseconds(rows["first_token_ms"].median),
             text.milliseconds(rows["load_ms"].median),
-            f"{rows['peak_rss_mb'].median:.0f} MB",
+            f"{peak.median:.0f} MB" if (peak := rows.get("peak_rss_mb")) and peak.median is not None else text.NONE,
             f"{share.median:.0f} %" if share and share.median is not None else text.NONE,
             text.speed(compared) if compared else "",
         )
@@ -193,16 +197,29 @@ def _show_calls(found: Mapping[str, Mapping[str, Any]], console: Console) -> Non
         if not rows:
             table.add_row(name, *[text.NONE] * 4)
             continue
-        latency, peak = rows["latency_ms"], rows["peak_rss_mb"]
+        latency, peak = rows["latency_ms"], rows.get("peak_rss_mb")
         compared = LatencyComparison.model_validate(facts["latency"]) if facts["latency"] else None
         table.add_row(
             name,
             text.milliseconds(latency.median),
             escape(text.interval(latency.ci95)),
             text.milliseconds(rows["load_ms"].median),
-            f"{peak.median:.0f} MB" if peak.median is not None else text.NONE,
+            f"{peak.median:.0f} MB" if peak and peak.median is not None else text.NONE,
             text.speed(compared) if compared else "",
         )
+    console.print(table)
+
+
+def _show_counts(found: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+    """Of an emulated processor: instructions of a call."""
+    metrics = (COUNTED, *(f"{COUNTED}_{name}" for name in ("vector", "dot_product", "int8_matrix", "memory")))
+    columns = ("emulated", "instructions", "vector", "dot product", "int8 matrix", "memory", "than baseline")
+    table = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, facts in found.items():
+        counts, before = ({row["metric"]: row["median"] for row in facts.get(role, ())} for role in _COMPARED)
+        ratio = before[COUNTED] / counts[COUNTED] if before and counts else None
+        against = "" if ratio is None else f"{text.times(max(ratio, 1 / ratio))} {'fewer' if ratio >= 1 else 'more'}"
+        table.add_row(name, *(text.amount(counts.get(metric)) for metric in metrics), against)
     console.print(table)
 
 

@@ -17,7 +17,7 @@ from edgeforge.runtimes import runtime_for
 State = Literal["available", "configured", "unavailable", "estimated", "none"]
 """`configured`: a way there is set up, and whether the device answers shows when it is measured."""
 
-FAMILIES = ("host", "browser", "phone", "laptop", "board", "gpu")
+FAMILIES = ("host", "browser", "emulator", "phone", "laptop", "board", "gpu")
 HERE = ("local", "browser", "qemu")
 """Links that end on this machine, so that what they need can be looked for."""
 
@@ -41,7 +41,8 @@ def reached(profile: DeviceProfile) -> tuple[State, str | None]:
         return "configured", None
     runtime = runtime_for("onnx")
     assert runtime is not None
-    reason = link_of(profile.link, profile.connection).unavailable(runtime.kind)
+    link = link_of(profile.link, profile.connection)
+    reason = link.unavailable(runtime.kind) or link.missing()
     return ("unavailable" if reason else "available"), reason
 
 
@@ -52,10 +53,17 @@ def show(console: Console, *, as_json: bool = False) -> None:
         return
     columns = ("name", "device", "integers", "reached now", "once set up by")
     table = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    reasons: dict[str, list[str]] = {}
     for profile in sorted(profiles().values(), key=lambda profile: FAMILIES.index(profile.family)):
+        state, reason = reached(profile)
         later = "" if profile.link else ", ".join(profile.reachable_by)
-        table.add_row(profile.name, escape(profile.title), profile.layout, _said(profile), later)
+        table.add_row(profile.name, escape(profile.title), profile.layout, _said(profile, state), later)
+        if reason is not None:
+            reasons.setdefault(reason, []).append(profile.name)
     console.print(table)
+    for reason, names in reasons.items():
+        line = f"\n[yellow]not now[/yellow]: {', '.join(names)}: {escape(reason)}"
+        console.print(line, highlight=False, soft_wrap=True)  # a command in it can be copied whole
     console.print(
         f"\nTo set one up, describe it in {own_folder()} under its name, with its link and connection; docs/devices.md "
         "says how. Estimates say how far off they are; --json has their errors, and every fact with its source.",
@@ -64,14 +72,13 @@ def show(console: Console, *, as_json: bool = False) -> None:
     )
 
 
-def _said(profile: DeviceProfile) -> str:
-    state, reason = reached(profile)
+def _said(profile: DeviceProfile, state: State) -> str:
     if state == "available":
         return "[green]available[/green]"
     if state == "configured":
         return f"[green]set up[/green]: {profile.link}"
     if state == "unavailable":
-        return f"[yellow]not now[/yellow]: {escape(str(reason))}"
+        return "[yellow]not now[/yellow], see below"
     if state == "estimated":
         units = ", ".join(dict.fromkeys(known.unit.upper() for known in _known(profile.name)))
         return f"[cyan]estimated[/cyan]: {units}"

@@ -37,16 +37,17 @@ def kind_of(cls: type[Spec]) -> str:
 
 
 @functools.cache
-def discover(package: str, base: type[Spec]) -> dict[str, type[Spec]]:
+def discover(package: str, base: type[Spec], without: frozenset[str] = frozenset()) -> dict[str, type[Spec]]:
     """Every kind of an axis, by name: the files of `package` and the installed entry points that extend `base`.
 
     Files whose names start with ``_`` or stand in the package's ``NOT_KINDS`` serve the kinds and are none themselves.
+    Those of `without` are not even imported: so a kind may hold others of its own axis.
     Import errors propagate. Raises TypeError where a file's class, its kind and its name do not agree.
     """
     found: dict[str, type[Spec]] = {}
     root = importlib.import_module(package)
     for item in sorted(pkgutil.iter_modules(root.__path__), key=lambda item: item.name):
-        if item.name.startswith("_") or item.name in getattr(root, "NOT_KINDS", ()):
+        if item.name.startswith("_") or item.name in (*getattr(root, "NOT_KINDS", ()), *without):
             continue
         module = importlib.import_module(f"{package}.{item.name}")
         cls = getattr(module, camel_case(item.name), None)
@@ -65,9 +66,9 @@ def discover(package: str, base: type[Spec]) -> dict[str, type[Spec]]:
     return found
 
 
-def union_of(package: str, base: type[Spec]) -> Any:
+def union_of(package: str, base: type[Spec], without: frozenset[str] = frozenset()) -> Any:
     """Pydantic's tagged union over every kind of an axis. A bare word is short for ``{kind: word}``."""
-    members = discover(package, base)
+    members = discover(package, base, without)
 
     def desugar(value: Any) -> Any:
         if isinstance(value, str):
@@ -103,10 +104,10 @@ def _written(members: dict[str, type[Spec]], choice: Any) -> Any:
 
 
 class OneOf:
-    """Marker for ``Annotated[Base, OneOf(package)]``: the field takes any kind of that axis."""
+    """Marker for ``Annotated[Base, OneOf(package)]``: the field takes any kind of that axis, but those of `without`."""
 
-    def __init__(self, package: str) -> None:
-        self.package = package
+    def __init__(self, package: str, *, without: tuple[str, ...] = ()) -> None:
+        self.package, self.without = package, frozenset(without)
 
     def __get_pydantic_core_schema__(self, source: type[Spec], handler: GetCoreSchemaHandler) -> CoreSchema:
-        return handler.generate_schema(union_of(self.package, source))
+        return handler.generate_schema(union_of(self.package, source, self.without))

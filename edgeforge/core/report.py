@@ -5,15 +5,17 @@ Readers ignore fields they do not know. Numbers that do not exist are null, neve
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
 
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.measurement import Measurement, Origin
+from edgeforge.core.report_part import Part as _Part
+from edgeforge.core.report_part import finite as finite
+from edgeforge.core.report_teacher import Cost, Lineage, TeacherComparison
 
 FALLING = frozenset({"perplexity", "bits_per_byte", "mean_kld", "p99_kld"})
 """Metrics that improve by falling. They are plain numbers; every other metric is a share, 1 at best."""
@@ -35,26 +37,6 @@ class StepResult:
     seconds: float = 0.0
     error: str | None = None
     warnings: tuple[str, ...] = ()
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=(), populate_by_name=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _finite(cls, value: Any) -> Any:
-        return finite(value)
-
-
-def finite(value: Any) -> Any:
-    """The same plain data with null for every NaN and Infinity, which JSON cannot say."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
 
 
 class Environment(_Part):
@@ -172,6 +154,12 @@ class LatencyComparison(_Part):
     verdict: Verdict
 
 
+class ParentComparison(LatencyComparison):
+    """The same against what a file came from; `parent` says what that is."""
+
+    parent: str
+
+
 class BenchmarkConditions(_Part):
     """Under which conditions one device was measured, or why it was not."""
 
@@ -217,7 +205,9 @@ class ArtifactRow(_Part):
 
     `path`, `bytes` and `sha256` are those of what a runtime loads; `companions` are the files beside it
     (labels, preprocessing) with their bytes, `files` the sha256 of every one of them by its path in the row's folder.
+    `latency` is against the baseline; `parents` against what the file came from, measured in the same rounds.
     `coverage_percent` is the share of parameters that were quantized; `layers` are those, the worst first.
+    Where a model taught, `against_teacher` is what the file lost; `costs` are those of its answers, device by device.
     """
 
     name: str
@@ -238,6 +228,7 @@ class ArtifactRow(_Part):
     metrics_runtime: str | None = None
     comparison: MetricComparison | None = None
     latency: tuple[LatencyComparison, ...] = ()
+    parents: tuple[ParentComparison, ...] = ()
     conditions: tuple[BenchmarkConditions, ...] = ()
     checks: tuple[Check, ...] = ()
     fidelity: Fidelity | None = None
@@ -247,6 +238,8 @@ class ArtifactRow(_Part):
     files: dict[str, str] = {}
     layers: tuple[LayerNoise, ...] = ()
     golden: Golden | None = None
+    against_teacher: TeacherComparison | None = None
+    costs: tuple[Cost, ...] = ()
 
     def measurement(self, metric: str, device: str | None = None) -> MeasurementRow | None:
         """The first measurement of `metric` (on `device`, where given); an estimate only where there is no other."""
@@ -267,7 +260,7 @@ class BudgetRow(_Part):
 
 
 class Report(_Part):
-    """Everything one run found out."""
+    """Everything one run found out. `teacher` names the model that all teaching goes back to, where one taught."""
 
     schema_: Literal["edgeforge.report/1"] = Field(default="edgeforge.report/1", alias="schema")
     pipeline: str
@@ -282,6 +275,8 @@ class Report(_Part):
     seed: int | None = None
     baseline: str | None = None
     warnings: tuple[str, ...] = ()
+    teacher: str | None = None
+    lineage: Lineage | None = None
 
     def artifact(self, name: str) -> ArtifactRow | None:
         """The row of that name."""

@@ -114,6 +114,17 @@ class DataSource(Spec):
         """Open the documents. Raises DataError, ConfigurationError."""
         raise self._lacks("documents")
 
+    def column(self, name: str) -> tuple[str, ...]:
+        """One more column of the test part, as texts, in the order of its samples.
+
+        Raises ConfigurationError where this kind has no columns or none of that name.
+        """
+        raise ConfigurationError(
+            f"the data kind '{self.kind}' has no columns beside its samples and labels",
+            where="slices",
+            remedy="use csv, jsonl or hub, or a rule instead of a column",
+        )
+
     def _lacks(self, medium: Medium) -> ConfigurationError:
         kinds = discover("edgeforge.data", DataSource)
         fitting = ", ".join(

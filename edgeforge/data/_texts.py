@@ -17,6 +17,9 @@ from edgeforge.data import LabelledTexts, TextParts
 MAX_BYTES = 10_000_000
 """A longer line, cell or file is no text that a model could read (10 MB is about two million words)."""
 
+NOTHING = "(none)"
+"""What stands for an empty cell."""
+
 _WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 
@@ -147,6 +150,15 @@ def checked_text(row: Row) -> str:
             remedy="repair what wrote the file: characters beyond \\uffff are written as a pair",
         ) from error
     return row.text
+
+
+def cell_text(value: object, where: str) -> str:
+    """What stands in a column beside text and label, as a text. Raises DataError for what is no single value."""
+    if value is None or value == "":
+        return NOTHING
+    if isinstance(value, str | int | float):
+        return str(label_text(value))
+    raise DataError(f"the value is {shown(value)}", where=where, remedy="a column for slices holds texts or numbers")
 
 
 def shown(value: object) -> str:

@@ -12,8 +12,9 @@ from pydantic import Field
 
 from edgeforge.core.errors import DataError
 from edgeforge.core.spec import perhaps
+from edgeforge.data._files import existing
 from edgeforge.data._row_files import RowFiles, lines
-from edgeforge.data._texts import MAX_BYTES, Row
+from edgeforge.data._texts import MAX_BYTES, Row, cell_text
 
 
 class Csv(RowFiles):
@@ -39,6 +40,12 @@ class Csv(RowFiles):
                     remedy="quote cells that hold the delimiter, and check `delimiter`",
                 )
             yield Row(cells[text], None if label is None else cells[label] or None, where)
+
+    def column(self, name: str) -> tuple[str, ...]:
+        table = _table(existing(self.test), self.delimiter)
+        where, header = next(table, (self.test, []))
+        position = _column(header, name, where, "slices")
+        return tuple(cell_text(cells[position], where) for where, cells in table)
 
 
 def _table(path: Path, delimiter: str) -> Iterator[tuple[str, list[str]]]:

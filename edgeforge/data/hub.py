@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from edgeforge.core.errors import DataError
-from edgeforge.core.spec import digest_of
+from edgeforge.core.errors import ConfigurationError, DataError
+from edgeforge.core.spec import digest_of, perhaps
 from edgeforge.data import DataSource, DocumentParts, ImageParts, Medium, TextParts
 from edgeforge.data._decode import CHANNELS_DESCRIPTION, Channels, lazy_parts
 from edgeforge.data._documents import Found, make_document_parts
 from edgeforge.data._hub import class_names, column, columns_of, load, split_named
 from edgeforge.data._parts import labels_from_array, make_parts
-from edgeforge.data._texts import Row, make_text_parts
+from edgeforge.data._texts import Row, cell_text, make_text_parts
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -88,6 +88,16 @@ class Hub(DataSource):
 
     def documents(self) -> DocumentParts:
         return _document_parts(self, *self._place())
+
+    def column(self, name: str) -> tuple[str, ...]:
+        dataset = split_named(_splits(self, *self._place()), self.test, where=self.path)
+        if name not in dataset.features:
+            raise ConfigurationError(perhaps("no column is named", name, list(dataset.features)), where="slices")
+        feature = dataset.features[name]
+        names = getattr(feature, "names", None)
+        values = dataset.select_columns([name])[:][name]
+        where = f"{self.path} {self.test}"
+        return tuple(cell_text(_named(value, names), f"{where}, row {row}") for row, value in enumerate(values))
 
     def _place(self) -> tuple[Path | None, FolderState]:
         """The local folder, if it is one, and what tells whether something in it changed."""

@@ -8,12 +8,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from edgeforge.core.errors import DataError
+from edgeforge.core.errors import ConfigurationError, DataError
 from edgeforge.core.spec import perhaps
 from edgeforge.data import DocumentParts, Medium
 from edgeforge.data._documents import Found, make_document_parts
+from edgeforge.data._files import existing
 from edgeforge.data._row_files import RowFiles, objects
-from edgeforge.data._texts import Row
+from edgeforge.data._texts import Row, cell_text
 
 REMEDY = 'every line is one object, such as {"text": "...", "label": "..."}'
 DOCUMENT_REMEDY = (
@@ -40,6 +41,13 @@ class Jsonl(RowFiles):
             if self.text not in sample:
                 raise DataError(perhaps("no key is named", self.text, list(sample)), where=where, remedy=REMEDY)
             yield Row(sample[self.text], sample.get(self.label) if labelled else None, where)
+
+    def column(self, name: str) -> tuple[str, ...]:
+        found = list(objects(existing(self.test), REMEDY))
+        known = dict.fromkeys(key for sample, _ in found for key in sample)
+        if name not in known:
+            raise ConfigurationError(perhaps("no key of the test part is named", name, list(known)), where="slices")
+        return tuple(cell_text(sample.get(name), where) for sample, where in found)
 
     def documents(self) -> DocumentParts:
         train, test, *more = self._paths()

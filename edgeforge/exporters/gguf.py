@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from edgeforge.models.gguf_sizes import Sizes
-    from edgeforge.models.quantized_weights import QuantizedWeights
+    from edgeforge.models.quantized_weights import QuantizedWeight
 
-OUTPUT = "lm_head.weight"
+OUTPUT, TABLE = "lm_head.weight", "model.embed_tokens.weight"
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q4_0": 2, "Q8_0": 7}
 """``general.file_type``: what most weights are."""
 LAYOUT_VERSION = 2
@@ -103,12 +103,15 @@ def _tensors(folder: Path, sizes: Sizes, kind: str) -> dict[str, Stored]:
     if factors is not None:
         found[gguf_names.ROPE_FACTORS] = Stored("F32", factors.shape, lambda: factors)
     quantized = quantized_weights.read(folder)
+    weights = dict(quantized.weights) if quantized is not None else {}
+    if OUTPUT in weights and OUTPUT not in sizes.tensors():
+        weights.setdefault(TABLE, weights[OUTPUT])  # one table under two names, and a quantizer takes either
     where = _places(folder)
     for name, shape in sizes.tensors().items():
         own = gguf_names.to_gguf(name)
         assert own is not None
-        if quantized is not None and name in quantized.weights:
-            found[own] = _in_blocks(quantized, name, sizes)
+        if name in weights:
+            found[own] = _in_blocks(weights[name], name, sizes)
         else:
             number = "F32" if len(shape) == 1 else kind
             found[own] = Stored(number, shape, functools.partial(_floats, where[name], name, sizes, number))
@@ -130,8 +133,7 @@ def _floats(path: Path, name: str, sizes: Sizes, kind: str) -> np.ndarray:
     return floats(_turned(_read(path, name), name, sizes), kind, name=name)
 
 
-def _in_blocks(quantized: QuantizedWeights, name: str, sizes: Sizes) -> Stored:
-    weight = quantized.weights[name]
+def _in_blocks(weight: QuantizedWeight, name: str, sizes: Sizes) -> Stored:
     kind = block_type(weight, name=name)
     assert isinstance(weight, quantized_weights.LinearWeight)
 

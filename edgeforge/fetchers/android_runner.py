@@ -1,4 +1,4 @@
-"""ONNX Runtime for phones: what the links `adb` and `ssh` copy to a device that has none (edgeforge/links/_runner).
+"""ONNX Runtime for phones: what `adb` and `ssh` copy to a device that has none, and `qemu` runs (links/_runner).
 
 From Microsoft's npm package onnxruntime-node, which holds the library for Linux on Arm64 and x86-64. Licence: MIT.
 """

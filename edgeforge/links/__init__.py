@@ -56,7 +56,7 @@ class Start(Spec):
 
     load_ms: float
     first_inference_ms: float
-    peak_rss_mb: float
+    peak_rss_mb: float | None = Field(default=None, description="None where the system does not say.")
 
 
 class Timings(Spec):
@@ -64,7 +64,7 @@ class Timings(Spec):
 
     A device that was lost halfway leaves whole rounds, perhaps fewer than were asked for, and
     ``conditions["partial"]`` says what happened. ``conditions["busy"]`` is a sentence where other programs disturbed.
-    Of language models, `latency_ms` is the time for one token that is written.
+    Of language models, `latency_ms` is the time for one token that is written. An emulator has no times: it counts.
     """
 
     starts: dict[str, tuple[Start, ...]]
@@ -83,6 +83,9 @@ class Timings(Spec):
     memory_gb_per_s: tuple[float, ...] = Field(
         default=(), description="How fast memory could be read (10^9 bytes a second), by round."
     )
+    counts: dict[str, tuple[dict[str, float], ...]] = Field(
+        default={}, description="Where there are no times: what one call costs, as metric -> value, by fresh process."
+    )
 
 
 class Link(Spec):
@@ -96,6 +99,13 @@ class Link(Spec):
     def unavailable(self, runtime: str) -> str | None:
         """None where this runtime can run on the device, else the reason it cannot, as a sentence."""
         raise NotImplementedError
+
+    def missing(self) -> str | None:
+        """What must be installed on this machine first, and how, as a sentence; None where nothing is known to be.
+
+        Unlike what makes a runtime `unavailable`, it may be there the next time.
+        """
+        return None
 
     def measure(self, workload: Workload, progress: Progress) -> Timings:
         """Run the workload on the device.

@@ -19,6 +19,7 @@ class Answers:
         self.memory_gb_per_s: list[float] = []
         self.runs: list[dict[str, Any]] = []
         self.sustained: dict[str, list[tuple[float, float]]] = {}
+        self.instructions: list[dict[str, int]] = []
         self.end: dict[str, Any] | None = None
         self.shape: tuple[int, ...] | None = None
         self.done = 0
@@ -44,13 +45,18 @@ class Answers:
         said = _object(line)
         self.processor_s = said.get("processor_s", self.processor_s)
         self.runtime = said.get("runtime", self.runtime)
+        self.done = int(said.get("done", self.done))
+        self.error = said.get("error", self.error)
         if "start" in said:
             self.start = Start.model_validate(said["start"])
         elif "round" in said:
             self.rounds.append({name: float(value) for name, value in said["round"].items()})
             if "prefill_ms" in said:
                 self.prefill_ms.append({name: float(value) for name, value in said["prefill_ms"].items()})
+            if "memory_gb_per_s" in said:
                 self.memory_gb_per_s.append(float(said["memory_gb_per_s"]))
+        elif "instructions" in said:
+            self.instructions.append({name: int(count) for name, count in said["instructions"].items()})
         elif "run" in said:
             self.runs.append(said["run"])
         elif "sustained" in said:
@@ -60,10 +66,6 @@ class Answers:
             self.end = said["end"]
         elif "outputs" in said:
             self.shape = tuple(said["outputs"]["shape"])
-        elif "done" in said:
-            self.done = int(said["done"])
-        elif "error" in said:
-            self.error = str(said["error"])
 
 
 def timings(

@@ -1,4 +1,4 @@
-"""One measurement on a device behind a shell: what the links `ssh` and `adb` have in common.
+"""One measurement on a device behind a shell: what the links `ssh`, `adb` and `qemu` have in common.
 
 Everything happens in one temporary folder on the device, which is removed at the end, after an error and after
 Ctrl-C. Where the link itself is lost, the runner removes the folder when it finds nobody reading what it says;
@@ -34,6 +34,8 @@ SILENCE_S = 900.0
 CLEANUP_PAUSES_S = (0.0, 1.0, 3.0)
 KILLED = 137
 BROKEN_PIPE = 141
+_OF_ONE = ("start", "count")
+"""Jobs of one subject, which its name is part of."""
 UNTESTED = "no one has run this link on such hardware yet; it is tested against a stand-in for the device"
 
 
@@ -90,7 +92,7 @@ def measure(shell: Shell, program: Program, workload: Workload, progress: Progre
     total = len(order) + workload.samples
     starts: dict[str, list[Start]] = {name: [] for name in workload.starts}
     processor_s = 0.0
-    with _prepared(shell, program, workload, progress) as device:
+    with prepared(shell, program, workload, progress) as device:
         before = device.state()
         for done, name in enumerate(order):
             progress.update(done, total, f"starting {name}")
@@ -119,7 +121,7 @@ def outputs(shell: Shell, program: Program, subject: Subject, inputs: Path, prog
     workload = Workload(
         subjects={"model": subject}, inputs=inputs, threads=1, samples=1, starts={}, warmup=0, min_sample_ms=1
     )
-    with _prepared(shell, program, workload, progress) as device, tempfile.TemporaryDirectory() as name:
+    with prepared(shell, program, workload, progress) as device, tempfile.TemporaryDirectory() as name:
         answers = Answers()
         device.ask("outputs", "model", answers, lambda: progress.update(answers.done, size, "answering"))
         path = Path(name) / OUTPUTS
@@ -132,7 +134,7 @@ def outputs(shell: Shell, program: Program, subject: Subject, inputs: Path, prog
     return values.reshape(shape)
 
 
-def _race(device: _Device, race: Answers, heard: Callable[[], None]) -> DeviceProblem | None:
+def _race(device: Device, race: Answers, heard: Callable[[], None]) -> DeviceProblem | None:
     """Time all subjects; what ended it early, where whole rounds are kept all the same."""
     try:
         device.ask("race", "", race, heard)
@@ -143,7 +145,7 @@ def _race(device: _Device, race: Answers, heard: Callable[[], None]) -> DevicePr
     return None
 
 
-class _Device:
+class Device:
     """A folder on a device with a program, its jobs, models and inputs in it."""
 
     def __init__(self, shell: Shell, program: Program, folder: str) -> None:
@@ -184,25 +186,26 @@ class _Device:
 
 
 @contextmanager
-def _prepared(shell: Shell, program: Program, workload: Workload, progress: Progress) -> Iterator[_Device]:
+def prepared(shell: Shell, program: Program, workload: Workload, progress: Progress) -> Iterator[Device]:
     """The device with all it needs in a folder of its own, which is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="edgeforge-") as name:
         files = {**program.files(workload.inputs, Path(name)), **_models(workload)}
         jobs = {"race": ("race", *workload.subjects), "outputs": ("outputs", *workload.subjects)}
         jobs |= {f"start {subject}": ("start", subject) for subject in workload.starts}
+        jobs |= {f"count {subject}": ("count", subject) for subject in workload.subjects}
         for what, *subjects in jobs.values():
-            job = Path(name) / _job_file(what, subjects[0] if what == "start" else "")
+            job = Path(name) / _job_file(what, subjects[0] if what in _OF_ONE else "")
             job.write_text(program.job(what, workload, subjects), encoding="utf-8")
             files[job.name] = job
         size_mb = sum(path.stat().st_size for path in files.values()) / 1e6
         with _folder_on(shell, progress) as folder:
             progress.update(0, 1, f"copying {size_mb:.0f} MB to {shell.where}")
             shell.push(files, folder)
-            yield _Device(shell, program, folder)
+            yield Device(shell, program, folder)
 
 
 def _job_file(what: str, name: str) -> str:
-    return f"{what}-{name}.job" if what == "start" else f"{what}.job"
+    return f"{what}-{name}.job" if what in _OF_ONE else f"{what}.job"
 
 
 def _models(workload: Workload) -> dict[str, Path]:

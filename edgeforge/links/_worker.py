@@ -255,6 +255,7 @@ class OnnxFiles:
     def prepare(self, kind: str) -> Callable[[Path, int], Session]:
         if kind != "onnxruntime":
             sys.exit(f"this worker opens ONNX files only, not those of {kind}")
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # its thread and files have no place on a device
         import onnxruntime
         from onnxruntime.capi import onnxruntime_pybind11_state as state
 

@@ -20,6 +20,7 @@ NOT_KINDS = frozenset(
         "building",
         "chat",
         "example",
+        "exits",
         "folder",
         "footprint",
         "gguf_sizes",

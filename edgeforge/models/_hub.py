@@ -1,4 +1,4 @@
-"""The Hugging Face hub: the safetensors, JSON and tokenizer files of a model, and nothing else of it."""
+"""The Hugging Face hub: a model's safetensors, JSON and tokenizer files, its card, and nothing else of it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 
 from edgeforge.core.errors import EnvironmentProblem, ModelError
 from edgeforge.core.extras import require
+from edgeforge.licences import CARD
 from edgeforge.models.folder import CONFIG, GENERATION, INDEX, SHAPES
 from edgeforge.models.tokenizer import FILES
 
-WANTED = (CONFIG, GENERATION, SHAPES, INDEX, "model*.safetensors", *FILES)
+WANTED = (CONFIG, GENERATION, SHAPES, INDEX, "model*.safetensors", *FILES, CARD)
 
 
 def fetch(repo: str, revision: str | None, *, wanted: Sequence[str] = WANTED) -> Path:

@@ -122,10 +122,11 @@ def quantize_weights(
             error += _replace(parameter, weights[name].dequantize())
             squared += float(np.square(before, dtype=np.float64).sum())
         job.progress.update(done + 1, len(layers), name)
+    done_under_any_name = {id(network.get_parameter(name)) for name in weights}
     kept = {
         name: _reason(name, layers, shared, minimum)
         for name, parameter in network.named_parameters()
-        if parameter.dim() >= 2 and name not in weights
+        if parameter.dim() >= 2 and id(parameter) not in done_under_any_name
     }
     if not weights:
         job.progress.warn(f"no weight has {minimum} elements or more: nothing was quantized")

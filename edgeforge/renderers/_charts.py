@@ -52,7 +52,7 @@ def scatter(
     across = axis_for(xs, (left, right))
     up = axis_for([*ys, max(ys) - LEAST_SPAN], (bottom, top), log=False)
     points = [_kept_inside(point, up, metric) for point in points]
-    parts = [_grid(across, up, (x_text, "{:g}".format if metric in FALLING else _percent))]
+    parts = [_grid(across, up, (x_text, "{:g}".format if metric in FALLING else percent))]
     middle = (left + right) / 2
     parts.append(f'<text class="title" x="{middle}" y="{height - 6}" text-anchor="middle">{escape(x_title)}</text>')
     taken = [box for point in points for box in _covered(point, across, up)]
@@ -62,10 +62,11 @@ def scatter(
         x, y, anchor, box = _free_place(across(point.x), up(point.y), point.name, (taken, (left, top, right, bottom)))
         taken.append(box)
         parts.append(f'<text class="name" x="{x}" y="{y}" text-anchor="{anchor}">{escape(point.name)}</text>')
-    return _svg(width, height, title, parts)
+    return drawing(width, height, title, parts)
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """A share on an axis."""
     return f"{100 * value:g}%"
 
 
@@ -199,7 +200,7 @@ def strips(rows: Sequence[Strip], *, title: str) -> Markup:
         low, high, median = axis(row.ci95[0]), axis(row.ci95[1]), axis(row.median)
         parts.append(
             f'<g style="--c:{colour(row.series)}"><text class="name" x="{left - 12}" y="{y + 4}" text-anchor="end">'
-            f'{escape(_shortened(row.name, 22))}</text>{dots}<rect class="band" x="{low}" y="{y - 13}" '
+            f'{escape(shortened(row.name, 22))}</text>{dots}<rect class="band" x="{low}" y="{y - 13}" '
             f'width="{max(1.0, round(high - low, 2))}" height="26"/>'
             f'<line class="median" x1="{median}" x2="{median}" y1="{y - 13}" y2="{y + 13}"/>'
             f'<text class="value" x="{right + 8}" y="{y + 4}">{_text.milliseconds(row.median)}</text></g>'
@@ -207,7 +208,7 @@ def strips(rows: Sequence[Strip], *, title: str) -> Markup:
     parts.append(
         f'<text class="title" x="{(left + right) / 2}" y="{bottom + 35}" text-anchor="middle">ms per call</text>'
     )
-    return _svg(width, bottom + 42, title, parts)
+    return drawing(width, bottom + 42, title, parts)
 
 
 def chain(stages: Sequence[StageRow], *, title: str) -> Markup:
@@ -229,9 +230,9 @@ def chain(stages: Sequence[StageRow], *, title: str) -> Markup:
             parts.append(_bar_panel(name, centres, counts, top))
             top += panel
     for centre, row in zip(centres, stages, strict=True):
-        label = _shortened(row.name, 16)
+        label = shortened(row.name, 16)
         parts.append(f'<text class="name" x="{centre}" y="{top + 8}" text-anchor="middle">{escape(label)}</text>')
-    return _svg(width, round(top + 16), title, parts)
+    return drawing(width, round(top + 16), title, parts)
 
 
 def _line_panel(name: str, centres: Sequence[float], values: Sequence[float | None], top: float) -> str:
@@ -279,11 +280,13 @@ def spark(values: Sequence[float]) -> Markup:
     )
 
 
-def _shortened(text: str, length: int) -> str:
+def shortened(text: str, length: int) -> str:
+    """The beginning of a text that is too long."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _svg(width: float, height: float, title: str, parts: Iterable[str]) -> Markup:
+def drawing(width: float, height: float, title: str, parts: Iterable[str]) -> Markup:
+    """The whole picture; `parts` are markup, their texts escaped."""
     return Markup(
         f'<svg viewBox="0 0 {width} {height}" style="--w:{width}px" role="img" aria-label="{escape(title)}">'
         f"{''.join(parts)}</svg>"

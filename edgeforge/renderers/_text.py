@@ -95,6 +95,16 @@ def point_interval(bounds: Sequence[float] | None) -> str:
     return "" if bounds is None else f"[{points(bounds[0])}, {points(bounds[1])}]"
 
 
+def share_interval(bounds: Sequence[float] | None) -> str:
+    """The interval of a share, as percent."""
+    return "" if bounds is None else f"[{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}] %"
+
+
+def correlation(value: float | None) -> str:
+    """Between -1 and 1."""
+    return NONE if value is None else f"{value:.2f}".replace("-", MINUS)
+
+
 def change_interval(bounds: Sequence[float] | None, name: str | None) -> str:
     """The interval of a `change`."""
     if bounds is None or name not in FALLING:
@@ -113,6 +123,11 @@ def duration(seconds: float) -> str:
 def headline(row: ArtifactRow) -> str | None:
     """The name of a row's first metric."""
     return next(iter(row.metrics), None)
+
+
+def metric_names(rows: Sequence[ArtifactRow]) -> list[str]:
+    """Every metric that some file has, the headline first."""
+    return list(dict.fromkeys(name for row in rows for name in row.metrics))
 
 
 def tick_size(count: float) -> str:
@@ -166,6 +181,15 @@ def speed_interval(comparison: LatencyComparison | None) -> str:
     return interval((low, high))
 
 
+def slower_than_parents(row: ArtifactRow) -> list[str]:
+    """What the file came from and is slower than, a sentence for each."""
+    return [
+        f"on {found.device} it is {speed(found)} {speed_interval(found)} than {found.parent}"
+        for found in row.parents
+        if found.verdict == "slower"
+    ]
+
+
 def format_of(row: ArtifactRow) -> str:
     """File format and number format, as far as they are known."""
     kind = row.quantization.get("kind") or row.quantization.get("scheme")
@@ -178,7 +202,7 @@ def budget_numbers(row: BudgetRow) -> tuple[str, str]:
     if row.metric == "accuracy_drop":
         limit = f"≤ {100 * row.limit:.2f} points"
         return (NONE if row.value is None else f"{100 * row.value:.2f} points".replace("-", MINUS)), limit
-    if row.metric.endswith("_ratio"):
+    if row.metric.endswith("_ratio") or row.metric == "slower_than_parent":
         return times(row.value), f"≥ {times(row.limit)}"
     unit = "MB" if row.metric == "size_mb" else "ms"
     value = NONE if row.value is None else f"{significant(row.value)} {unit}"
@@ -193,8 +217,8 @@ def conditions(item: BenchmarkConditions) -> list[str]:
         cores = known.get("pinned_to_cores")
         pinned = f", pinned to core {', '.join(map(str, cores))}" if cores else ""
         said.append(f"threads: {known['threads']}{pinned}")
-    if known.get("floor"):
-        floor = next((row["median"] for row in known["floor"] if row["metric"] == "latency_ms"), None)
+    floor = next((row["median"] for row in known.get("floor", ()) if row["metric"] == "latency_ms"), None)
+    if floor is not None:
         said.append(f"a call of an empty graph takes {milliseconds(floor)}")
     if "min_sample_ms" in known:
         said.append(f"a sample is the mean of calls lasting {known['min_sample_ms']:g} ms together")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgeforge.core.report import FALLING, ArtifactRow, MeasurementRow, Report
-from edgeforge.renderers import Renderer, _text
+from edgeforge.renderers import Renderer, _teacher, _text
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -46,6 +46,10 @@ class Html(Renderer):
                 "format_of",
                 "latency",
                 "decibels",
+                "slower_than_parents",
+                "point_interval",
+                "share_interval",
+                "correlation",
             )
         }
         page.filters |= {"significant": _significant, "conditions": _text.conditions, "facts": flat}
@@ -54,12 +58,14 @@ class Html(Renderer):
             tally=tally(report),
             charts=_charts_of(report),
             metric=next((name for row in report.artifacts if (name := _text.headline(row))), None),
+            metric_names=_text.metric_names(report.artifacts),
             chain_metric=next((name for row in report.stages for name in row.facts.metrics), None),
             classes=class_changes(report),
             budget_numbers=_text.budget_numbers,
             colours=_colours(report),
             falling=FALLING,
             sparks=_sparks(report),
+            teacher=_beside_teacher(report),
         )
         return text
 
@@ -173,6 +179,32 @@ def _point(report: Report, row: ArtifactRow, latency: MeasurementRow | None) -> 
         y_range=(start + bounds[0], start + bounds[1]) if bounds else None,
         note=f"{what}, {_text.metric(y, name)} ({origin}, {row.status})",
     )
+
+
+def _beside_teacher(report: Report) -> dict[str, Any]:
+    """What the sections about a teacher are drawn from; see `_teacher`."""
+    lines = _teacher.pair_lines(report)
+    columns = _teacher.columns(report)
+    chart = None
+    if lines:
+        from edgeforge.renderers._pairs_chart import Student, pairs
+
+        students = [Student(row.name, _series(report)[row.name]) for row, _ in columns]
+        chart = pairs(lines, students, title="classes that look alike")
+    return {
+        "rows": _teacher.rows(report),
+        "itself": next((one for _, one in _teacher.compared(report) if one.accuracy), None),
+        "columns": columns,
+        "classes": _teacher.class_table(report),
+        "slices": _teacher.slice_tables(report),
+        "pairs": chart,
+        "temperature": next((one.dark_knowledge.temperature for _, one in columns if one.dark_knowledge), None),
+        "probed": [(row, one.probe) for row, one in _teacher.compared(report) if one.probe],
+        "costs": [(row, cost, _teacher.cost_cells(cost)) for row, cost in _teacher.costs(report)],
+        "money": _teacher.has_money(report),
+        "assumptions": _teacher.assumptions(report),
+        "sources": [_teacher.source_cells(one) for one in report.lineage.sources] if report.lineage else [],
+    }
 
 
 def _sparks(report: Report) -> dict[str, Markup]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from edgeforge.core.report import ArtifactRow, LatencyComparison, Report
-from edgeforge.renderers import Renderer, _text
+from edgeforge.renderers import Renderer, _markdown_teacher, _text
+from edgeforge.renderers._table import escape as escape
+from edgeforge.renderers._table import table as table
 
 WORST_LAYERS = 5
 
@@ -33,7 +34,9 @@ class Markdown(Renderer):
             _files(report),
             _chain(report),
             _budgets(report),
+            _metrics(report),
             _per_class(report),
+            *_markdown_teacher.sections(report),
             _verification(report),
             _layers(report),
             _measurements(report),
@@ -41,30 +44,6 @@ class Markdown(Renderer):
             _bullets("Warnings", report.warnings),
         ]
         return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
-
-
-def escape(text: str) -> str:
-    """Text that Markdown and the HTML inside it leave as it is, on one line."""
-    text = re.sub(r"&(?=#?\w+;)", "&amp;", " ".join(text.split())).replace("<", "&lt;").replace(">", "&gt;")
-    # An underscore inside a word is no emphasis, and most names have one.
-    return re.sub(r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w))", r"\\\1", text)
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
-    """A table with padded columns; those numbered in `right` are aligned right. Cells are Markdown already."""
-    body = [list(row) for row in rows]
-    if not body:
-        return []
-    widths = [max(3, *(len(row[column]) for row in [head, *body])) for column in range(len(head))]
-    rule = ["-" * (width - 1) + ":" if column in right else "-" * width for column, width in enumerate(widths)]
-    lines = []
-    for cells in ([*head], rule, *body):
-        padded = [
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        lines.append("| " + " | ".join(padded) + " |")
-    return lines
 
 
 def _files(report: Report) -> list[str]:
@@ -87,6 +66,11 @@ def _files(report: Report) -> list[str]:
         )
     reasons = [
         f"- **{escape(row.name)}** is {row.status}: {escape(row.reason)}" for row in report.artifacts if row.reason
+    ]
+    reasons += [
+        f"- **{escape(row.name)}**: {escape(line)}"
+        for row in report.artifacts
+        for line in _text.slower_than_parents(row)
     ]
     missing = [
         f"- **{escape(row.name)}** was not evaluated: {escape(row.metrics_reason)}"
@@ -144,6 +128,23 @@ def _budgets(report: Report) -> list[str]:
         rows.append([escape(row.target), _text.words(row.metric) + where, limit, value, verdict])
     head = ["file", "budget", "limit", "value", "kept"]
     return ["## Budgets", "", *table(head, rows, right=(2, 3))] if rows else []
+
+
+def _metrics(report: Report) -> list[str]:
+    """Every metric of every file, and what ran it."""
+    rows = [row for row in report.artifacts if row.metrics]
+    names = _text.metric_names(rows)
+    body = [
+        [
+            escape(row.name),
+            escape(_text.format_of(row)),
+            escape(row.metrics_runtime or _text.NONE),
+            *(_text.metric(row.metrics.get(name), name) for name in names),
+        ]
+        for row in rows
+    ]
+    head = ["file", "format", "ran on", *(escape(_text.words(name)) for name in names)]
+    return ["## Metrics of the written files", "", *table(head, body, right=range(3, len(head)))] if rows else []
 
 
 def _per_class(report: Report) -> list[str]:

@@ -53,7 +53,7 @@ def samples(name: str, subject: Subject, timings: Timings) -> dict[str, tuple[fl
         "first_token_ms": prefill_ms,
     }
     read = _runtime(subject).bytes_per_token(subject.folder)
-    if read is not None:
+    if read is not None and timings.memory_gb_per_s:
         # Of the same round: what slows the memory slows both.
         rounds = zip(token_ms, timings.memory_gb_per_s, strict=True)
         found["memory_bandwidth_percent"] = tuple(100 * read / (value / 1000) / (1e9 * rate) for value, rate in rounds)

@@ -39,11 +39,13 @@ FEWEST_ROUNDS = 10
 class Benchmark(Stage):
     """Latency, load time, first inference and peak memory of a file, batch 1, on real inputs.
 
-    The file, the baseline and an empty graph (the floor: what a call costs that computes nothing) take turns in
-    shuffled rounds inside one process; a latency sample is the mean of the calls that fill `min_sample_ms`. Load time
-    (runtime library and disk cache warm), first inference and peak memory come from `starts` fresh processes.
+    The file, the baseline, the unquantized file that it came from, and an empty graph (the floor: what a call costs
+    that computes nothing) take turns in shuffled rounds inside one process; a latency sample is the mean of the calls
+    that fill `min_sample_ms`. Load time (runtime library and disk cache warm), first inference and peak memory come
+    from `starts` fresh processes.
     Time in which other programs held the process's core is not counted where the system says how much it was (Linux).
-    A file whose runtime cannot run on the device gets no numbers and a reason.
+    A file whose runtime cannot run on the device gets no numbers and a reason. An emulated processor has no times: the
+    instructions of a call are counted, in as many processes.
 
     Of a language model, what llama-bench measures: `prefill_tokens_per_s` of a prompt of `prompt_tokens` real tokens,
     which is also said as the time to the first token (`first_token_ms`), and `decode_tokens_per_s` of `new_tokens`
@@ -82,7 +84,11 @@ class Benchmark(Stage):
     uses: ClassVar[tuple[str, ...]] = (
         "edgeforge.links",
         "edgeforge.links._answers",
+        "edgeforge.links._browser",
+        "edgeforge.links._browser.process",
+        "edgeforge.links._browser.server",
         "edgeforge.links._conditions",
+        "edgeforge.links._emulator",
         "edgeforge.links._local_worker",
         "edgeforge.links._memory",
         "edgeforge.links._programs",
@@ -91,7 +97,9 @@ class Benchmark(Stage):
         "edgeforge.links._text_worker",
         "edgeforge.links._worker",
         "edgeforge.links.adb",
+        "edgeforge.links.browser",
         "edgeforge.links.local",
+        "edgeforge.links.qemu",
         "edgeforge.links.ssh",
         "edgeforge.openvino_graph",
         "edgeforge.runtimes._coreml_decoder",
@@ -187,8 +195,9 @@ class Benchmark(Stage):
             timings = link.measure(workload, job.progress)
             facts = self._facts(workload, timings, link)
         del facts["min_sample_ms"]
-        memory = {"gb_per_s": statistics.median(timings.memory_gb_per_s), "samples": list(timings.memory_gb_per_s)}
-        facts["conditions"]["memory"] = {**timings.conditions["memory"], **memory}
+        if timings.memory_gb_per_s:  # not every link can tell
+            memory = {"gb_per_s": statistics.median(timings.memory_gb_per_s), "samples": list(timings.memory_gb_per_s)}
+            facts["conditions"]["memory"] = {**timings.conditions["memory"], **memory}
         if self.accuracy_samples:
             reason = "language models are evaluated by the stage `evaluate`"
             facts["on_device"] = {"samples": 0, "metrics": None, "reason": reason}
@@ -222,30 +231,38 @@ class Benchmark(Stage):
         facts: dict[str, Any] = {
             "measurements": rows["model"],
             "baseline": rows.get("baseline", []),
+            "parent": rows.get("parent", []),
             "floor": rows.get("floor", []),
             "calls_per_sample": dict(timings.calls_per_sample),
             "min_sample_ms": self.min_sample_ms,
             "conditions": {**timings.conditions, "waiting_share": timings.waiting_share},
             "latency": None,
+            "parent_latency": None,
         }
+        if not timings.latency_ms:
+            del facts["min_sample_ms"]
         if timings.sustained.get("model"):
             facts["sustained"] = throttling(timings.sustained["model"])
-        if "baseline" in timings.latency_ms:
-            facts["latency"] = compare(
-                timings.latency_ms["baseline"],
-                timings.latency_ms["model"],
-                on=(self.device, workload.subjects["model"].runtime, link),
-            ).model_dump(mode="json")
+        for role, fact in (("baseline", "latency"), ("parent", "parent_latency")):
+            if role in timings.latency_ms:
+                facts[fact] = compare(
+                    timings.latency_ms[role],
+                    timings.latency_ms["model"],
+                    on=(self.device, workload.subjects["model"].runtime, link),
+                ).model_dump(mode="json")
         return facts
 
     def _rows(self, name: str, workload: Workload, timings: Timings, link: Link) -> list[MeasurementRow]:
         subject = workload.subjects[name]
-        samples = {"latency_ms": timings.latency_ms[name]}
+        samples = {"latency_ms": timings.latency_ms[name]} if name in timings.latency_ms else {}
+        if counts := timings.counts.get(name):
+            samples |= {metric: tuple(count[metric] for count in counts) for metric in counts[0]}
         if workload.new_tokens:
             samples |= _text_benchmark.samples(name, subject, timings)
         if starts := timings.starts.get(name):
             for metric in Start.model_fields:
-                samples[metric] = tuple(getattr(start, metric) for start in starts)
+                values = tuple(getattr(start, metric) for start in starts)
+                samples |= {metric: values} if None not in values else {}
         return [
             MeasurementRow.of(
                 Measurement(
@@ -309,7 +326,7 @@ def compare(baseline: Sequence[float], target: Sequence[float], *, on: tuple[str
 
 def _subjects(inputs: Mapping[str, Artifact], link: Link) -> dict[str, Subject]:
     subjects = {}
-    for role in ("model", "baseline"):
+    for role in ("model", "baseline", "parent"):
         if role in inputs and (runtime := runtime_for(inputs[role].format)) and not link.unavailable(runtime.kind):
             subjects[role] = Subject(runtime=runtime.kind, folder=inputs[role].path.absolute())
     return subjects

@@ -14,6 +14,7 @@ from edgeforge.core.seeds import derive
 from edgeforge.core.stage import Job, Stage
 from edgeforge.core.task import NO_LABEL, TaskData
 from edgeforge.store import CHECKPOINT
+from edgeforge.teachers import TEACHER
 from edgeforge.teachers import _kept as kept
 from edgeforge.teachers.cached import Cached, write_answers
 from edgeforge.teachers.model import Model
@@ -96,7 +97,7 @@ class Cache(Stage):
         """A batch of the transfer split -> logits, as the teacher computes them."""
         from edgeforge.training.precision import autocast
 
-        teacher = Model().open(model, device, data)
+        teacher = Model().open({TEACHER: model}, device, data)
 
         def ask(batch: Batch) -> torch.Tensor:
             with autocast(self.precision, device):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from edgeforge.core.artifact import Artifact
+from edgeforge.core.errors import IncompatiblePlanError
 from edgeforge.core.kinds import OneOf
 from edgeforge.core.seeds import derive
 from edgeforge.core.stage import Job, Stage
@@ -17,7 +18,7 @@ from edgeforge.losses.hard_labels import HardLabels
 from edgeforge.losses.soft_targets import SoftTargets
 from edgeforge.students import Student
 from edgeforge.students.width import Width
-from edgeforge.teachers import Teacher
+from edgeforge.teachers import TEACHER, Teacher
 from edgeforge.training.mixture import open_mixed
 from edgeforge.training.on_policy import OnPolicy
 from edgeforge.training.recipe import (
@@ -29,6 +30,7 @@ from edgeforge.training.recipe import (
     check_teacher,
     default_teacher,
     needs_teacher,
+    teacher_identity,
 )
 
 if TYPE_CHECKING:
@@ -38,7 +40,8 @@ if TYPE_CHECKING:
 class Distill(Stage, Recipe):
     """Make a student and teach it; the student goes on as the chain's model (Hinton et al., 2015).
 
-    The teacher is the chain's model so far, or any model named.
+    The teacher is the chain's model so far, or any model named, and the student is made from it; where it is no
+    single model, from the chain's.
     """
 
     kind: Literal["distill"] = "distill"
@@ -62,14 +65,19 @@ class Distill(Stage, Recipe):
     distributed: ClassVar[bool] = True
 
     def identity(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude={**NOT_IDENTITY, "teacher": True})
+        said = self.model_dump(mode="json", exclude={**NOT_IDENTITY, "teacher": True})
+        return {**said, **teacher_identity(self.teacher)}
 
     def sources(self) -> Mapping[str, Any]:
-        return {"teacher": self.teacher.source(), **self.written()}
+        return {**self.teacher.sources(), **self.written()}
 
     def check(self) -> None:
         check_losses(self.losses)
-        check_teacher(self.teacher, self.losses, self.on_policy)
+        check_teacher(self, self.teacher, self.losses, self.on_policy)
+        if TEACHER not in self.teacher.sources() and not needs_teacher(self.losses):
+            raise IncompatiblePlanError(
+                "a teacher is named, but no loss asks for one", remedy="add e.g. `- soft_targets` to `losses`"
+            )
 
     def work(self, train_size: int) -> int:
         return self.total_steps(train_size) * self.batch_size
@@ -90,17 +98,18 @@ class Distill(Stage, Recipe):
         from edgeforge.training.loop import fit
         from edgeforge.training.objective import Trainee
 
-        teacher_model = loading.load(inputs["teacher"].path)
-        data = open_mixed(job.task, self.mix, inputs, reader="teacher")
+        origin = TEACHER if TEACHER in inputs else "model"
+        original = loading.load(inputs[origin].path)
+        data = open_mixed(job.task, self.mix, inputs, reader=origin)
         interface = data.interface
         torch.manual_seed(derive(job.seed, "student"))
-        student = self.student.build(teacher_model, job.task, interface)
+        student = self.student.build(original, job.task, interface)
         teacher = None
         split: Split = "train"
         if needs_teacher(self.losses):
             split = "transfer"
-            teacher = self.teacher.open(inputs.get("logits", inputs["teacher"]), job.accelerator.device, data)
+            teacher = self.teacher.open(inputs, job.accelerator.device, data)
         facts = fit(Trainee(student, self.losses, teacher), self, data=data, job=job, split=split)
         if job.accelerator.is_main_process:
-            loading.save(student, job.folder, tokenizer_from=inputs["teacher"].path)
+            loading.save(student, job.folder, tokenizer_from=inputs[origin].path)
         return {**footprint(student, interface), **facts}

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import pkgutil
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from edgeforge import runtimes
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.stage import Job, Stage
 from edgeforge.core.task import Answers, Batch
 from edgeforge.runtimes import runtime_for
 from edgeforge.runtimes.torch_eager import TorchEager
+from edgeforge.stages import _asking
 
 if TYPE_CHECKING:
     import torch
@@ -29,18 +27,13 @@ class Evaluate(Stage):
 
     kind: Literal["evaluate"] = "evaluate"
 
-    accepts: ClassVar[frozenset[str]] = frozenset({"torch", "onnx", "openvino", "coreml", "gguf"})
+    accepts: ClassVar[frozenset[str]] = _asking.FORMATS
     makes: ClassVar[str] = "measurements"
     in_chain: ClassVar[bool] = False
-    uses: ClassVar[tuple[str, ...]] = (
-        "edgeforge.models.loading",
-        "edgeforge.openvino_graph",
-        *(name for _, name, package in pkgutil.walk_packages(runtimes.__path__, "edgeforge.runtimes.") if not package),
-    )
+    uses: ClassVar[tuple[str, ...]] = _asking.MODULES
 
     def identity(self) -> dict[str, Any]:
-        """The spec, and whether Apple's own runtime is at hand: its answers are never taken for the reference's."""
-        return {**super().identity(), "apple": sys.platform == "darwin"}
+        return {**super().identity(), **_asking.identity()}
 
     def run(self, inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any]:
         import numpy as np

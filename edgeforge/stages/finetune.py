@@ -19,6 +19,7 @@ from edgeforge.training.recipe import (
     check_teacher,
     default_teacher,
     needs_teacher,
+    teacher_identity,
 )
 
 if TYPE_CHECKING:
@@ -35,17 +36,18 @@ class Finetune(Stage, Recovery):
     distributed: ClassVar[bool] = True
 
     def identity(self) -> dict[str, Any]:
-        # The teacher is one of the inputs, whose keys stand beside this.
-        return self.model_dump(mode="json", exclude={**NOT_IDENTITY, "teacher": True})
+        # What the teacher reads is among the inputs, whose keys stand beside this.
+        said = self.model_dump(mode="json", exclude={**NOT_IDENTITY, "teacher": True})
+        return {**said, **teacher_identity(self.teacher)}
 
     def sources(self) -> Mapping[str, Any]:
         if not needs_teacher(self.losses):
             return self.written()
-        return {"teacher": (self.teacher or default_teacher()).source(), **self.written()}
+        return {**(self.teacher or default_teacher()).sources(), **self.written()}
 
     def check(self) -> None:
         check_losses(self.losses)
-        check_teacher(self.teacher, self.losses, self.on_policy)
+        check_teacher(self, self.teacher, self.losses, self.on_policy)
         if self.teacher is not None and not needs_teacher(self.losses):
             raise IncompatiblePlanError(
                 "a teacher is named, but no loss asks for one", remedy="add e.g. `- soft_targets` to `losses`"
@@ -69,8 +71,7 @@ class Finetune(Stage, Recovery):
         model = loading.load(inputs["model"].path)
         data, teacher = open_mixed(job.task, self.mix, inputs, reader="model"), None
         if needs_teacher(self.losses):
-            source = inputs.get("logits", inputs["teacher"])
-            teacher = (self.teacher or default_teacher()).open(source, job.accelerator.device, data)
+            teacher = (self.teacher or default_teacher()).open(inputs, job.accelerator.device, data)
         split: Split = "train" if teacher is None else "transfer"
         facts = fit(Trainee(model, self.losses, teacher), self, data=data, job=job, split=split)
         if job.accelerator.is_main_process:

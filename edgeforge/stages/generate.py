@@ -28,7 +28,7 @@ from edgeforge.models import tokenizer
 from edgeforge.stages import _answered as answered
 from edgeforge.stages import _prompts_to_write as prompts_to_write
 from edgeforge.store import CHECKPOINT
-from edgeforge.teachers import Teacher
+from edgeforge.teachers import TEACHER, Teacher
 from edgeforge.teachers._writer import Writer
 from edgeforge.training.mixture import WRITTEN
 from edgeforge.training.recipe import default_teacher
@@ -114,10 +114,10 @@ class Generate(Stage, Sampling):
         return {**said, **files, "teacher": self.teacher.identity(), "code": code, "spec_sha256": spec}
 
     def sources(self) -> Mapping[str, Any]:
-        return {"teacher": self.teacher.source()}
+        return {TEACHER: None, **self.teacher.sources()}
 
     def check(self) -> None:
-        if self.teacher.logits_only:
+        if not isinstance(self.teacher, Writer) and (self.teacher.recorded() or TEACHER not in self.teacher.sources()):
             raise IncompatiblePlanError(
                 f"a `{self.teacher.kind}` teacher cannot write", where="teacher", remedy="use `teacher: model`"
             )

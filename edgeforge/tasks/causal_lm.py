@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -166,12 +166,12 @@ class CausalLm(Task):
 
         `evaluated` says on what; `reasons` why a metric is None. Prompts are asked with the test split only.
         """
-        assert isinstance(data, TokenData)
+        opened = cast(TokenData, data)  # or what stands for it, such as its first windows
         scores = _token_scores.score(answers, data, split, reference, progress)
         arrays = _token_scores.arrays(scores)
         if scores.reason is not None:
             return Evaluation({"reason": scores.reason}, arrays)
-        counted = int(data.splits[split].label_bytes(range(data.size(split))).sum())
+        counted = int(opened.splits[split].label_bytes(range(data.size(split))).sum())
         metrics = _token_scores.metrics(scores, counted)
         reasons = dict.fromkeys(_token_scores.COMPARED, scores.reference_reason) if scores.reference_reason else {}
         if split == "test" and (asked := self._asked()) is not None:
@@ -179,7 +179,7 @@ class CausalLm(Task):
             if answers.generate is None:
                 reasons["prompts_passed"] = "what runs this format here writes no texts"
             else:
-                arrays["prompts"] = self._ask(answers.generate, _prompts.read(asked), data.tokenizer)
+                arrays["prompts"] = self._ask(answers.generate, _prompts.read(asked), opened.tokenizer)
                 metrics["prompts_passed"] = float(arrays["prompts"].mean())
         metrics["evaluated"] = {
             "windows": data.size(split),

@@ -14,8 +14,8 @@ from pydantic import BeforeValidator, Field
 from edgeforge.core.errors import DataError
 from edgeforge.core.kinds import OneOf
 from edgeforge.core.spec import Spec, digest_of
-from edgeforge.core.task import Batch, Input, Interface, Pixels, Split
-from edgeforge.data import DataSource, LabelledImages
+from edgeforge.core.task import NO_LABEL, Batch, Input, Interface, Pixels, Samples, Split
+from edgeforge.data import DataSource, LabelledImages, _probe
 from edgeforge.data.sklearn_digits import SklearnDigits
 from edgeforge.tasks._classification import (
     Classification,
@@ -86,6 +86,17 @@ class ImageClassification(Classification):
 
     def open(self, model: Path | None = None) -> ImageData:
         return _open(self, self.data.digest())
+
+    def tested(self) -> Samples:
+        images = self.open().parts["test"].images
+        return Samples(len(images), self.data.column, images=images)
+
+    def open_probe(self, path: str, model: Path | None = None) -> ImageData:
+        data = self.open(model)
+        channels, height, width = data.interface.image_shape
+        images = _probe.images(path, (height, width, channels))
+        part = LabelledImages(images, np.full(len(images), NO_LABEL, dtype=np.int64))
+        return ImageData(data.interface, {"test": part}, {"test": np.arange(len(images))}, data.augment)
 
     def metrics(self, logits: torch.Tensor, labels: torch.Tensor) -> Mapping[str, Any]:
         """`accuracy`, `expected_calibration_error` (15 equal bins; Guo et al. 2017), `per_class_accuracy` by label.

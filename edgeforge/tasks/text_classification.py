@@ -14,8 +14,8 @@ from pydantic import Field
 from edgeforge.core.errors import DataError, ModelError
 from edgeforge.core.kinds import OneOf
 from edgeforge.core.spec import digest_of
-from edgeforge.core.task import NO_LABEL, Batch, Input, Interface, Split, Tokens
-from edgeforge.data import DataSource, LabelledTexts
+from edgeforge.core.task import NO_LABEL, Batch, Input, Interface, Samples, Split, Tokens
+from edgeforge.data import DataSource, LabelledTexts, _probe
 from edgeforge.models import tokenizer
 from edgeforge.tasks._classification import (
     Classification,
@@ -73,6 +73,16 @@ class TextClassification(Classification):
         """See Task. Raises ModelError where neither the model nor the task has a tokenizer."""
         folder = model if model is not None and tokenizer.present(model) else self._tokenizer()
         return _open(self, self.data.digest(), folder, tokenizer.digest(folder))
+
+    def tested(self) -> Samples:
+        texts = _texts(self, self.data.digest()).parts["test"].texts
+        return Samples(len(texts), self.data.column, texts=texts)
+
+    def open_probe(self, path: str, model: Path | None = None) -> TextData:
+        data, texts = self.open(model), _probe.texts(path)
+        part = LabelledTexts(texts, np.full(len(texts), NO_LABEL, dtype=np.int64))
+        only = _Texts(data.texts.label_names, parts={"test": part}, rows={"test": np.arange(len(texts))})
+        return TextData(data.interface, only, data.tokenizer)
 
     def _tokenizer(self) -> Path:
         if self.tokenizer is None:

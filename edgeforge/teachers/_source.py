@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, model_validator
@@ -9,9 +10,12 @@ from pydantic import Field, model_validator
 from edgeforge.core.kinds import OneOf
 from edgeforge.core.spec import Spec
 from edgeforge.models import Model
+from edgeforge.teachers import TEACHER
 
 if TYPE_CHECKING:
     from typing import Self
+
+    from edgeforge.core.task import TaskData
 
 
 class TeachingModel(Spec):
@@ -28,6 +32,11 @@ class TeachingModel(Spec):
             raise ValueError("a teacher is either a `stage` or a `model`, not both")
         return self
 
-    def source(self) -> str | Model | None:
+    def sources(self) -> Mapping[str, str | Model | None]:
         """See Teacher."""
-        return self.stage if self.model is None else self.model
+        return {TEACHER: self.stage if self.model is None else self.model}
+
+    def check_reads(self, data: TaskData) -> None:
+        """Refuse a model of its own that reads raw data otherwise than the student. Raises ModelError."""
+        if self.model is not None and (folder := self.model.folder()) is not None:
+            data.for_model(folder)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from edgeforge.core.errors import IncompatiblePlanError
 from edgeforge.data import Message
-from edgeforge.teachers import OpenTeacher, Teacher
+from edgeforge.teachers import OpenTeacher, Request, Teacher
 
 if TYPE_CHECKING:
     import torch
@@ -73,14 +73,16 @@ class Writer(Teacher):
 
     # -- what a teacher of logits would do
 
-    def source(self) -> str | Model | None:
-        """No artifact of its own: None stands for the chain's model, which reads what was written."""
-        return None
+    def sources(self) -> Mapping[str, str | Model | None]:
+        return {}
+
+    def check(self, request: Request) -> None:
+        self.refuse()
 
     def check_data(self, data: TaskData) -> None:
         self.refuse()
 
-    def open(self, artifact: Artifact, device: torch.device, data: TaskData) -> OpenTeacher:
+    def open(self, inputs: Mapping[str, Artifact], device: torch.device, data: TaskData) -> OpenTeacher:
         self.refuse()
 
     def refuse(self) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -9,7 +10,7 @@ from pydantic import Field
 
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.errors import IncompatiblePlanError, ModelError
-from edgeforge.teachers import OpenTeacher, Teacher
+from edgeforge.teachers import LOGITS, OpenTeacher, Teacher
 from edgeforge.teachers import _kept as kept
 from edgeforge.teachers._source import TeachingModel
 
@@ -45,11 +46,16 @@ class Cached(TeachingModel, Teacher):
         "`reverse_kl` and `jensen_shannon` at temperature 1); absent: every logit.",
     )
 
-    logits_only: ClassVar[bool] = True
+    why_logits_only: ClassVar[str | None] = (
+        "a `cached` teacher keeps its logits only: the states of every layer and sample would fill the disk"
+    )
     uses: ClassVar[tuple[str, ...]] = ("edgeforge.teachers._kept", "edgeforge.models.buckets")
 
     def keeps(self) -> int | None:
         return self.top_k
+
+    def recorded(self) -> bool:
+        return True
 
     def size_bytes(self, data: TaskData) -> int:
         """What answers about all of `data` take on disk; of a language model at most that."""
@@ -76,15 +82,16 @@ class Cached(TeachingModel, Teacher):
                 f"{Cached(top_k=64).size_bytes(data) / 1e9:.2g} GB",
             )
 
-    def open(self, artifact: Artifact, device: torch.device, data: TaskData) -> OpenTeacher:
-        """See Teacher; `artifact` holds the answers. Raises ModelError where they are not for these data."""
+    def open(self, inputs: Mapping[str, Artifact], device: torch.device, data: TaskData) -> OpenTeacher:
+        """See Teacher; `LOGITS` holds the answers. Raises ModelError where they are not for these data."""
+        path = inputs[LOGITS].path
         if data.interface.per_token:
-            answers = kept.Answers(artifact.path)
-            _check_count(len(answers), data, artifact.path)
-            _check_vocabulary(answers.vocabulary, data, artifact.path)
+            answers = kept.Answers(path)
+            _check_count(len(answers), data, path)
+            _check_vocabulary(answers.vocabulary, data, path)
             return _RememberingTokens(answers, device)
-        logits = read_answers(artifact.path)
-        _check_count(len(logits), data, artifact.path)
+        logits = read_answers(path)
+        _check_count(len(logits), data, path)
         return _Remembering(logits.to(device))
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.errors import ModelError
 from edgeforge.core.task import model_inputs
-from edgeforge.teachers import OpenTeacher, Teacher
+from edgeforge.teachers import TEACHER, OpenTeacher, Teacher
 from edgeforge.teachers._regular import regular
 from edgeforge.teachers._source import TeachingModel
 
@@ -38,14 +37,23 @@ class Model(TeachingModel, Teacher):
 
     uses: ClassVar[tuple[str, ...]] = ("edgeforge.models.outputs", "edgeforge.teachers._regular")
 
-    def open(self, artifact: Artifact, device: torch.device, data: TaskData) -> OpenTeacher:
+    def open(self, inputs: Mapping[str, Artifact], device: torch.device, data: TaskData) -> OpenTeacher:
         """See Teacher. Raises ModelError where the artifact's files cannot be used, too."""
         from edgeforge.models import loading
 
-        if data.interface.per_token:
-            return _AnsweringTokens(artifact.path, device, data)
-        model = loading.load(artifact.path).to(device)
-        return _Answering(model, data.for_model(artifact.path), data.interface)
+        path = inputs[TEACHER].path
+        try:
+            translated = data.for_model(path)
+        except ModelError as error:
+            remedy = BY_SEQUENCE if data.interface.per_token else error.remedy
+            raise ModelError(error.what, where=error.where, remedy=remedy) from error
+        return answering(loading.load(path).to(device), translated, data.interface)
+
+
+def answering(model: PreTrainedModel, translated: Callable[[Batch], Batch], interface: Interface) -> OpenTeacher:
+    """A model as the teacher, frozen where it lies; `translated` makes of the student's batches the model's."""
+    answers = _AnsweringTokens if interface.per_token else _Answering
+    return answers(model, translated, interface)
 
 
 class _Answering(OpenTeacher):
@@ -71,15 +79,10 @@ class _Answering(OpenTeacher):
 class _AnsweringTokens(OpenTeacher):
     """The same for every token. Batches are asked about as they come: they are large, and of one length mostly."""
 
-    def __init__(self, path: Path, device: torch.device, data: TaskData) -> None:
-        from edgeforge.models import loading
-
-        try:
-            self._translated = data.for_model(path)
-        except ModelError as error:
-            raise ModelError(error.what, where=error.where, remedy=BY_SEQUENCE) from error
-        self._model = loading.load(path).to(device).eval().requires_grad_(False)
-        self._tokens = self._own_ids(data.interface, device)
+    def __init__(self, model: PreTrainedModel, translated: Callable[[Batch], Batch], interface: Interface) -> None:
+        self._translated = translated
+        self._model = model.eval().requires_grad_(False)
+        self._tokens = self._own_ids(interface, model.device)
 
     def _own_ids(self, interface: Interface, device: torch.device) -> torch.Tensor | None:
         """The ids here of the student's tokens, int64, (tokens,); None where they are the same."""

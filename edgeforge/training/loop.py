@@ -17,10 +17,9 @@ import torch
 from torch import nn
 
 from edgeforge.core.errors import ConfigurationError
-from edgeforge.core.report import FALLING
 from edgeforge.core.seeds import derive
 from edgeforge.core.stage import Job
-from edgeforge.core.task import NO_LABEL, Answers, Batch, Split, TaskData
+from edgeforge.core.task import NO_LABEL, Batch, Split, TaskData
 from edgeforge.losses import Training
 from edgeforge.store import CHECKPOINT
 from edgeforge.training import checkpoint
@@ -30,6 +29,7 @@ from edgeforge.training.objective import Trainee
 from edgeforge.training.on_policy import OnPolicy
 from edgeforge.training.precision import autocast, uses_bfloat16
 from edgeforge.training.recipe import Recipe
+from edgeforge.training.validation import score, validated
 
 REPORT_EVERY = 10  # steps between progress updates, each of which reads the loss off the device
 
@@ -74,6 +74,9 @@ class _Training:
         self.adapters = recipe.lora.attach(trainee.student) if recipe.lora is not None else None
         torch.manual_seed(derive(job.seed, "projections"))
         self.trainee = trainee.to(self.accelerator.device)
+        self.teacher = self.trainee.teacher
+        if self.teacher is not None:
+            self.teacher.begin(self.trainee.student)
         example = self._batch(self.epoch[:2], None)
         self.trainee.make_loss_modules(example, Training(samples=data.size(split), seed=job.seed))
         if self.data.interface.pixels is not None:
@@ -129,6 +132,9 @@ class _Training:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._average()
+        if self.teacher is not None:
+            ends_cycle = step + 1 == _cycle(self.recipe, step, self.total).stop
+            self.teacher.follow(self.trainee.student, step + 1, ends_cycle=ends_cycle)
         return total.cpu()
 
     def _order(self, epoch: int) -> list[int]:
@@ -216,33 +222,20 @@ class _Training:
             return
         name, value = self._validate()
         self.state.history["validation"].append(value)
-        score = -value if name in FALLING else value
-        if score > self.state.best:
-            self.state.best, self.state.best_step = score, self.state.step
+        if score(name, value) > self.state.best:
+            self.state.best, self.state.best_step = score(name, value), self.state.step
             self.best = {name: value.clone() for name, value in self._kept().items()}
 
     def _validate(self) -> tuple[str, float]:
         """The headline metric on the validation split, by name, with the weights that would be kept."""
-        if self.data.size("validation") == 0:
-            raise ConfigurationError(
-                "keep: best needs a validation split", where="task.validation", remedy="set it above 0"
-            )
         current = _copy(self.trainee.student)
         restore(self.trainee.student, self._kept())
         self.trainee.student.eval()
-        with torch.no_grad():
-            found = self.job.task.evaluate(Answers(self._logits), self.data, "validation")
+        task, device = self.job.task, self.accelerator.device
+        found = [validated(answer, task=task, data=self.data, device=device) for answer in self.trainee.answering()]
         restore(self.trainee.student, current)
         self.wrapped.train()
-        name, value = next(iter(found.metrics.items()))
-        if name == "reason":
-            raise ConfigurationError(str(value), where="keep: best", remedy="lower `learning_rate`, or set `clip_norm`")
-        return name, float(value)
-
-    def _logits(self, batch: Batch) -> torch.Tensor:
-        inputs = {name: value.to(self.accelerator.device) for name, value in batch.items()}
-        logits: torch.Tensor = self.trainee.student(**inputs).logits.float().cpu()
-        return logits
+        return max(found, key=lambda one: score(*one))
 
     def _kept(self) -> dict[str, torch.Tensor]:
         return self.average if self.recipe.ema else changing(self.trainee.student)
@@ -256,6 +249,7 @@ class _Training:
                 "optimizer": checkpoint.optimizer_tensors(self.optimizer),
                 "average": self.average,
                 "best": self.best,
+                "teacher": {} if self.teacher is None else self.teacher.state(),
             }
             state = {**vars(self.state), "total": self.total}
             checkpoint.save(self.job.folder / CHECKPOINT, self.state.step, tensors, _finite(state))
@@ -273,6 +267,8 @@ class _Training:
         checkpoint.restore_optimizer(self.optimizer, checkpoint.read(found, "optimizer"))
         self.average = checkpoint.read(found, "average")
         self.best = checkpoint.read(found, "best")
+        if self.teacher is not None:
+            self.teacher.restore(checkpoint.read(found, "teacher"))
 
     def finish(self) -> dict[str, Any]:
         """Leave the kept weights in the model, in eval mode on the CPU; return the history."""
@@ -302,12 +298,20 @@ def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 def _rate(recipe: Recipe, step: int, total: int) -> float:
     """Factor of the peak learning rate for the step that is about to be taken (0-based)."""
+    cycle = _cycle(recipe, step, total)
+    step, total = step - cycle.start, len(cycle)
     warm = max(1, round(recipe.warmup * total)) if recipe.warmup else 0
     if step < warm:
         return (step + 1) / warm
     if recipe.schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+
+def _cycle(recipe: Recipe, step: int, total: int) -> range:
+    """The steps of the cycle that a step (0-based) is in."""
+    number = ((step + 1) * recipe.cycles - 1) // total
+    return range(number * total // recipe.cycles, (number + 1) * total // recipe.cycles)
 
 
 def _copy(model: nn.Module) -> dict[str, torch.Tensor]:

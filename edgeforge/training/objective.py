@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,25 +36,35 @@ class Trainee(nn.Module):
         self.student.eval()
         with torch.no_grad():
             student = run(self.student, model_inputs(batch), self.outputs)
-            teacher = self.teacher_outputs(batch)
+            teacher = None if self.teacher is None else self.teacher(batch, self.outputs)
         self.student.train(was_training)
         for position, loss in enumerate(self.losses):
             modules = loss.modules(student, teacher, training)
             if modules is not None:
                 self.loss_modules[str(position)] = modules
 
+    def answering(self) -> Sequence[Callable[[Batch], torch.Tensor]]:
+        """What is validated, each as model inputs -> logits. Where there are several, the best is what counts."""
+        return (lambda inputs: self.student(**inputs).logits,)
+
+    @property
+    def teacher(self) -> OpenTeacher | None:
+        """Who is asked; None where no loss asks."""
+        return self._teach[0] if self._teach else None
+
     def teacher_outputs(self, batch: Batch) -> ModelOutput | None:
-        """The teacher's outputs for a batch, without gradients; None where no loss asks for them."""
-        return self._teach[0](batch, self.outputs) if self._teach else None
+        """The teacher's outputs for a batch, without gradients; None where no loss asks, or it does not teach yet."""
+        return self.teacher(batch, self.outputs) if self.teacher is not None and self.teacher.teaches else None
 
     def forward(self, batch: Batch, teacher: ModelOutput | None, own_words: bool = False) -> torch.Tensor:
         """`own_words`: the student wrote this batch, so that nothing in it is known to be right but by the teacher."""
         student = run(self.student, model_inputs(batch), self.outputs)
         terms, modules = [], dict(self.loss_modules)
+        untaught = self.teacher is not None and not self.teacher.teaches
         # Models may run in bfloat16; differences between two of them are too small for it.
         with torch.autocast(batch["labels"].device.type, enabled=False):
             for position, loss in enumerate(self.losses):
-                if own_words and not loss.needs_teacher:
+                if (own_words and not loss.needs_teacher) or (untaught and loss.needs_teacher):
                     continue
                 terms.append(loss.weight * loss.compute(student, teacher, batch, modules.get(str(position))))
         return torch.stack(terms).sum()

@@ -11,8 +11,7 @@ from edgeforge.core.kinds import OneOf
 from edgeforge.core.spec import Spec
 from edgeforge.losses import Loss
 from edgeforge.losses.hard_labels import HardLabels
-from edgeforge.teachers import Teacher
-from edgeforge.teachers._writer import Writer
+from edgeforge.teachers import Request, Teacher
 from edgeforge.teachers.model import Model as TeacherModel
 from edgeforge.training.adapters import Lora
 from edgeforge.training.mixture import DATASET, Mix, check_task
@@ -31,6 +30,7 @@ MODULES = (
     "edgeforge.training.objective",
     "edgeforge.training.precision",
     "edgeforge.training.sampling",
+    "edgeforge.training.validation",
 )
 """What decides how a training stage ends, beside its kinds."""
 NOT_IDENTITY: dict[str, Any] = {"name": True, "checkpoint_seconds": True, "mix": {"stage"}}
@@ -60,6 +60,12 @@ class Recipe(Spec):
     warmup: float = Field(default=0.1, ge=0, lt=1, description="Share of the steps in which the rate rises from zero.")
     schedule: Literal["cosine", "constant"] = Field(
         default="cosine", description="What the learning rate does after warm-up: falls to zero, or stays."
+    )
+    cycles: int = Field(
+        default=1,
+        ge=1,
+        description="Times that the schedule runs, warm-up included, in equal parts of all steps (warm restarts: "
+        "Loshchilov & Hutter, 2017).",
     )
     clip_norm: float | None = Field(default=None, gt=0, description="Largest norm of the whole gradient.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
@@ -115,24 +121,24 @@ def needs_teacher(losses: tuple[Loss, ...]) -> bool:
     return any(loss.needs_teacher for loss in losses)
 
 
+def teacher_identity(teacher: Teacher | None) -> dict[str, Any]:
+    """What a stage's key says of its teacher, beside the artifacts that it reads, whose keys stand there, too."""
+    own = {} if teacher is None else teacher.identity()
+    return {"teacher": own} if own else {}
+
+
 def check_losses(losses: tuple[Loss, ...]) -> None:
     """Raise IncompatiblePlanError where the sum of losses cannot train anything."""
     if not any(loss.weight > 0 for loss in losses):
         raise IncompatiblePlanError("every loss has weight 0", remedy="give one of them a positive weight")
 
 
-def check_teacher(teacher: Teacher | None, losses: tuple[Loss, ...], on_policy: OnPolicy | None = None) -> None:
+def check_teacher(
+    recipe: Recipe, teacher: Teacher | None, losses: tuple[Loss, ...], on_policy: OnPolicy | None = None
+) -> None:
     """Raise IncompatiblePlanError where the losses, or on-policy texts, ask more of the teacher than it can answer."""
-    if isinstance(teacher, Writer):
-        teacher.refuse()
-    deeper = [loss.kind for loss in losses if loss.needs_teacher and loss.outputs]
-    if teacher is not None and teacher.logits_only and deeper:
-        raise IncompatiblePlanError(
-            f"`{deeper[0]}` reads the teacher's layers, and a `{teacher.kind}` teacher keeps its logits only: "
-            "the states of every layer and sample would fill the disk",
-            where="teacher",
-            remedy="use `teacher: model` in this stage, or losses on logits such as `soft_targets`",
-        )
+    if teacher is not None:
+        teacher.check(Request(losses, recipe.cycles, on_policy is not None))
     if teacher is not None and teacher.keeps() is not None:
         for loss in losses:
             _check_buckets(loss, where="teacher.top_k")
@@ -157,9 +163,9 @@ def _check_buckets(loss: Loss, where: str) -> None:
 
 
 def _check_on_policy(teacher: Teacher | None, losses: tuple[Loss, ...]) -> None:
-    if teacher is not None and teacher.logits_only:
+    if teacher is not None and teacher.recorded():
         raise IncompatiblePlanError(
-            f"a `{teacher.kind}` teacher answered before the student wrote anything",
+            f"the `{teacher.kind}` teacher answered before the student wrote anything",
             where="on_policy",
             remedy="use `teacher: model`, or leave `on_policy` out",
         )

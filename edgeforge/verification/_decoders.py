@@ -12,7 +12,7 @@ from edgeforge.core.stage import Job
 from edgeforge.core.task import Interface
 from edgeforge.verification import Check, Fidelity
 from edgeforge.verification._expected_weights import Expected, expected_weights
-from edgeforge.verification._gguf_answers import Pair, Predicted, torch_logits, window, windows
+from edgeforge.verification._token_answers import Pair, Predicted, torch_logits, window, windows
 
 Answer = Callable[[dict[str, np.ndarray]], np.ndarray]
 """Inputs of one text, (1, L) -> logits, float32, (L, vocabulary)."""

@@ -31,6 +31,9 @@ SAMPLES = (
 WINDOWS = 8
 """Validation windows whose text is tokenized too."""
 
+ANGLE = 1e-4
+"""How far an angle may be from the torch model's, as a share of it: both are computed in float32."""
+
 SPECIAL = {
     "bos_token_id": "tokenizer.ggml.bos_token_id",
     "eos_token_id": "tokenizer.ggml.eos_token_id",
@@ -117,6 +120,12 @@ def _sizes(file: GgufFile, folder: Path) -> Iterator[tuple[str, tuple[Any, Any]]
     yield "rope.dimension_count", (file.said("rope.dimension_count"), size)
     theta, _ = rotary(config)
     yield "rope.freq_base", (np.float32(file.said("rope.freq_base", 0)), np.float32(theta))
+    found_angles, angles = _angles(file, size), _rotary_angles(folder)
+    same = found_angles.shape == angles.shape and np.allclose(found_angles, angles, rtol=ANGLE)
+    yield (
+        "the angles that a position is turned by",
+        (found_angles.tolist(), (found_angles if same else angles).tolist()),
+    )
     epsilon = np.float32(file.said("attention.layer_norm_rms_epsilon", 0))
     yield "attention.layer_norm_rms_epsilon", (epsilon, np.float32(config.rms_norm_eps))
     for said, name, unit in (
@@ -126,6 +135,26 @@ def _sizes(file: GgufFile, folder: Path) -> Iterator[tuple[str, tuple[Any, Any]]
     ):
         found, expected = file.said(said), by_layer(name, unit)
         yield said, (found if isinstance(found, list) else [found] * len(layers), expected)
+
+
+def _angles(file: GgufFile, size: int) -> np.ndarray:
+    """What llama.cpp turns each pair of a head by for one position (radians): base, factors beside, and stretching."""
+    angles = float(file.said("rope.freq_base", 10000.0)) ** (-np.arange(0, size, 2) / size)
+    if (beside := file.tensors.get(gguf_names.ROPE_FACTORS)) is not None:
+        if beside.type != "F32" or beside.count != angles.size:
+            return np.zeros(0)
+        angles = angles / file.dequantized(gguf_names.ROPE_FACTORS).reshape(-1)
+    if file.said("rope.scaling.type", "none") != "none":
+        angles = angles / float(file.said("rope.scaling.factor", 1.0))
+    return angles
+
+
+def _rotary_angles(folder: Path) -> np.ndarray:
+    """The same as the torch model computes it."""
+    from edgeforge.models import loading
+
+    network = loading.load(folder)
+    return next(buffer.numpy() for name, buffer in network.named_buffers() if name.endswith("inv_freq"))
 
 
 def _tensors(file: GgufFile, folder: Path) -> Iterator[tuple[str, tuple[Any, Any]]]:
@@ -156,6 +185,12 @@ def _special_tokens(file: GgufFile, folder: Path) -> Iterator[tuple[str, tuple[A
     reader = tokenizer.read(folder)
     for role, key in SPECIAL.items():
         yield role, (file.metadata.get(key), getattr(reader, role))
+    plain, whole = reader("a", add_special_tokens=False)["input_ids"], reader("a")["input_ids"]
+    place = next((place for place in range(len(whole)) if whole[place : place + len(plain)] == plain), 0)
+    added = {"bos": place > 0, "eos": place + len(plain) < len(whole)}
+    for role, around in added.items():
+        key = f"add_{role}_token"
+        yield key, (file.metadata.get(f"tokenizer.ggml.{key}", False), around)
 
 
 def _files(inputs: Mapping[str, Artifact]) -> Check:

@@ -10,7 +10,10 @@ from edgeforge import gguf_names
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.errors import ModelError
 from edgeforge.gguf_file import GgufFile
+from edgeforge.models.operations import Trace
 from edgeforge.verification import Check
+from edgeforge.verification._layer_noise import LayerNoise, decibels, worst_first
+from edgeforge.verification._rounded_weights import of_reference
 
 FLOATS = {"F32": 0.0, "F16": 2.0**-11, "BF16": 2.0**-8}
 """What rounding to a type may change, as a share of the number."""
@@ -62,6 +65,22 @@ def weight_checks(file: GgufFile, inputs: Mapping[str, Artifact]) -> list[Check]
         if check not in wrong and (problem := _problem(file, name, expected, quantizer_rewrote)) is not None:
             wrong[check] = f"{name} ({tensor.type}): {problem}"
     return [Check(check, check not in wrong, wrong.get(check, "")) for check in (exact, near) if check in seen]
+
+
+def rounding_checks(inputs: Mapping[str, Artifact]) -> list[Check]:
+    """Integers that a quantizer of models chose are the nearest to the float weights; nothing where it chose none."""
+    found, _ = of_reference(inputs["reference"].path, inputs["model"].path, Trace((), ()))
+    return found
+
+
+def layer_noise(file: GgufFile, inputs: Mapping[str, Artifact]) -> tuple[LayerNoise, ...]:
+    """What each quantized tensor lost against the float model, by the model's names, the worst first."""
+    found = []
+    for name, expected in expected_tensors(file, inputs["model"]):
+        if file.tensors[name].type not in FLOATS:
+            module = (gguf_names.to_hugging_face(name) or name).removesuffix(".weight")
+            found.append(LayerNoise(module, decibels(expected, file.dequantized(name))))
+    return worst_first(found)
 
 
 def expected_tensors(file: GgufFile, model: Artifact) -> Iterator[tuple[str, np.ndarray]]:

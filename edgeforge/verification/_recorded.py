@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgeforge.core.artifact import Artifact
+from edgeforge.core.report import FALLING
 from edgeforge.core.stage import Job
 from edgeforge.core.task import Answers, Batch
 from edgeforge.verification import Check
@@ -15,6 +16,9 @@ NAME = "model is as its stage recorded it"
 
 DEVIATIONS = 4
 """Standard deviations of a share of correct answers: training may have validated in bfloat16, or on another device."""
+
+OF_ITSELF = 0.2
+"""How far any other metric may be from what was recorded, as a share of that. Of a long split only a part is asked."""
 
 WHOLE = 1024
 """Validation samples that are all asked; of more, the first that many."""
@@ -28,28 +32,29 @@ def recorded_check(model: Artifact, job: Job) -> list[Check]:
     from edgeforge.models import loading
 
     facts = model.facts
-    if model.format != "torch" or not (facts.get("params") or _validated(facts) is not None):
+    if model.format != "torch" or not (facts.get("params") or _validated(facts)):
         return []
     network = loading.load(model.path)
     count = sum(parameter.numel() for parameter in network.parameters())
     if facts.get("params") not in (None, count):
         return [Check(NAME, False, f"it has {count} parameters, and {facts['params']} were counted")]
-    wanted = _validated(facts)
-    if wanted is None:
+    history = _validated(facts)
+    if not history:
         return [Check(NAME, True)]
     name, found, size = _metric(network, job)
+    wanted = min(history) if name in FALLING else max(history)
     if not math.isfinite(found):
         return [Check(NAME, False, f"its {name} on the validation split is no number")]
-    spread = math.sqrt(max(wanted * (1 - wanted), 0.25 / max(size, 1)) / size) if 0 <= wanted <= 1 else abs(wanted)
-    apart, limit = abs(found - wanted), DEVIATIONS * spread
+    apart, limit = abs(found - wanted), OF_ITSELF * abs(wanted)
+    if name not in FALLING and 0 <= wanted <= 1:
+        limit = DEVIATIONS * math.sqrt(max(wanted * (1 - wanted), 0.25 / max(size, 1)) / size)
     return [Check(NAME, apart <= limit, f"{name} is {found:.4f} on {size} samples, {wanted:.4f} was recorded")]
 
 
-def _validated(facts: Mapping[str, Any]) -> float | None:
-    """The best headline metric of a stage that kept its best weights."""
+def _validated(facts: Mapping[str, Any]) -> list[float]:
+    """The headline metric after each epoch of a stage that kept its best weights; empty for any other."""
     values = (facts.get("history") or {}).get("validation") or ()
-    usable = [float(value) for value in values if value is not None]
-    return max(usable) if usable and "kept_step" in facts else None
+    return [float(value) for value in values if value is not None] if "kept_step" in facts else []
 
 
 def _metric(network: Any, job: Job) -> tuple[str, float, int]:

@@ -11,6 +11,7 @@ where it finds what it does not expect.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from edgeforge import gguf_file
@@ -22,7 +23,7 @@ from edgeforge.runtimes.llama_cpp import LlamaCpp, LlamaCppSession
 from edgeforge.verification import Check, Parity, outcome
 from edgeforge.verification._gguf_answers import Answered, compare
 from edgeforge.verification._gguf_promises import file_promises, tokenizer_checks
-from edgeforge.verification._gguf_weights import weight_checks
+from edgeforge.verification._gguf_weights import layer_noise, rounding_checks, weight_checks
 
 LIMITS = {"F32": 1e-5, "F16": 1e-4, "BF16": 1e-3}
 """Mean divergence from torch (nats per token) of a file in floats. F32 differs by the order of sums and by keys and
@@ -48,7 +49,7 @@ def verify(inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any]:
         return outcome(nothing, [Check("the file is whole", False, error.what)])
     checks = [Check("the file is whole", True), *file_promises(file, inputs)]
     if all(check.passed for check in checks):
-        checks += weight_checks(file, inputs)
+        checks += [*weight_checks(file, inputs), *rounding_checks(inputs)]
     if not all(check.passed for check in checks):
         return outcome(nothing, checks)
     if (reason := LlamaCpp().available()) is not None:
@@ -66,7 +67,7 @@ def verify(inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any]:
         return outcome(nothing, [*checks, Check("the file answers", False, error.what)])
     finally:
         session.close()
-    return _judged(answered, checks)
+    return {**_judged(answered, checks), "layers": [asdict(layer) for layer in layer_noise(file, inputs)]}
 
 
 def _judged(answered: Answered, checks: list[Check]) -> dict[str, Any]:

@@ -19,13 +19,13 @@ RESULTS: list[dict[str, Any]] = []
 
 
 @pytest.fixture(scope="session")
-def cases(tmp_path_factory: pytest.TempPathFactory, digits: Any, mails: Any) -> Any:
+def cases(tmp_path_factory: pytest.TempPathFactory, digits: Any, mails: Any, tales: Any) -> Any:
     """Clean cases by name, each built at first use."""
     pytest.importorskip("coremltools")
     pytest.importorskip("openvino")
     from injected.cases import Cases
 
-    return Cases(tmp_path_factory.mktemp("faults"), digits, mails)
+    return Cases(tmp_path_factory.mktemp("faults"), digits, mails, tales)
 
 
 @pytest.fixture

@@ -1,29 +1,48 @@
 """Every injected fault is caught by verification, down to the smallest size that it names; every clean case passes.
 
 Faults are in `injected/`, one function each. They are injected before sealing, so that no digest gives them away.
-Faults of GGUF files belong into `injected/gguf_files.py`, and their clean cases into `injected/cases.py`.
+The clean cases they are injected into are in `injected/cases.py`.
 """
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from injected import chain, coreml_packages, onnx_float, onnx_quantized, openvino_files  # noqa: F401  (they register)
+from injected import (  # noqa: F401  (they register)
+    chain,
+    coreml_packages,
+    decoder_files,
+    gguf_files,
+    onnx_float,
+    onnx_quantized,
+    openvino_files,
+)
 from injected.cases import CLEAN, TRAINED, Cases, caught_by
 from injected.registry import FAULTS, Fault
 
-QUICK_CASES = ("resnet-onnx-float", "resnet-onnx-x86", "bert-onnx-float", "resnet-coreml-int4")
+QUICK_CASES = ("resnet-onnx-float", "resnet-onnx-x86", "bert-onnx-float", "resnet-coreml-int4", "llama-gguf-int4")
 """The clean cases of the default suite; quick faults in other cases are slow too."""
+
+
+NEEDS = {"llama-gguf": "llama_cpp", "llama-onnx": "optimum"}
+"""Beginnings of cases, and the library that they need and that is not installed everywhere."""
+
+
+def _marks(name: str, *, quick: bool = True) -> list[Any]:
+    missing = [library for start, library in NEEDS.items() if name.startswith(start) and find_spec(library) is None]
+    absent = [pytest.mark.skip(f"{library} is not installed") for library in missing]
+    return absent if quick and name in QUICK_CASES else [pytest.mark.slow, *absent]
 
 
 def _parameters() -> list[Any]:
     found = []
     for fault in FAULTS.values():
         for name in fault.cases:
-            quick = fault.quick and name in QUICK_CASES
-            found.append(pytest.param(fault, name, marks=() if quick else pytest.mark.slow, id=f"{fault.name}-{name}"))
+            marks = _marks(name, quick=fault.quick)
+            found.append(pytest.param(fault, name, marks=marks, id=f"{fault.name}-{name}"))
     return sorted(found, key=lambda one: str(one.values[1]))
 
 
@@ -34,9 +53,7 @@ def test_there_are_enough_of_them() -> None:
     assert {name for fault in FAULTS.values() for name in fault.cases} <= set(CLEAN)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK_CASES else pytest.mark.slow) for name in CLEAN]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=_marks(name)) for name in CLEAN])
 def test_a_clean_case_passes(name: str, cases: Cases, tmp_path: Path, record: Any) -> None:
     facts = cases.clean(name).copy(tmp_path).verify()
     record({"case": name, "passed": facts["passed"], "reason": facts["reason"]})

@@ -204,7 +204,7 @@ def test_the_hub_is_asked_for_safetensors_json_and_text_only(
     assert isinstance(spec.build(TASK, tiny_interface), PreTrainedModel)
     assert {(repo, revision) for repo, revision, _ in asked} == {("someone/some-vit", "v2")}
     patterns = asked[0][2]
-    assert all(pattern.endswith((".json", ".safetensors", ".txt", ".jinja")) for pattern in patterns)
+    assert all(pattern.endswith((".json", ".safetensors", ".txt", ".jinja", "README.md")) for pattern in patterns)
 
 
 def http_error(cls: Any) -> Exception:

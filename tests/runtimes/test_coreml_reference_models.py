@@ -318,3 +318,18 @@ def test_a_decoder_with_its_cache_in_states(cached: tuple[Any, Path]) -> None:
     # The states belong to the caller: the same one goes on, a fresh one starts anew.
     assert any(bool(kept.value.abs().sum() > 0) for kept in state.values())
     assert np.array_equal(decode(model, ids[:, :3], model.make_state()), found[:3])
+
+
+def test_an_exported_decoder_over_its_whole_state(tales: Any, tmp_path: Path) -> None:
+    """EdgeForge's own package, token by token until its state is full; keys and values are float16."""
+    model = tales.torch("llama")
+    Coreml(precision="float32", context=STEPS).export(model, tales.job(tmp_path / "file"))
+    session = CoremlReference().open(tmp_path / "file")
+    ids = torch.randint(3, 352, (1, STEPS), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        expected = loading.load(model.path)(input_ids=ids).logits[0].numpy()
+    state = session.model.make_state()  # type: ignore[union-attr]
+    steps = [session.read([int(token)], state, start=place) for place, token in enumerate(ids[0])]  # type: ignore[union-attr]
+    found = np.concatenate(steps, axis=1)[0]
+    assert relative_error(found, expected) <= 1e-3
+    assert np.array_equal(found.argmax(-1), expected.argmax(-1))

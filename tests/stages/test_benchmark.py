@@ -52,7 +52,7 @@ class FakeLink(Link):
         arrays.append(dict(np.load(workload.inputs)))
         rng = np.random.default_rng(0)
         machine = rng.lognormal(0, 0.5, ROUNDS)  # the same disturbance for all files of a round
-        cost = {"model": 0.05, "baseline": 0.05 * self.ratio, "floor": 0.004}
+        cost = {"model": 0.05, "baseline": 0.05 * self.ratio, "parent": 0.04, "floor": 0.004}
         return Timings(
             starts={
                 name: (Start(load_ms=9, first_inference_ms=1, peak_rss_mb=70),) * count
@@ -121,10 +121,20 @@ def test_file_baseline_and_floor_take_turns_on_real_inputs(tmp_path, monkeypatch
     assert high - low < 0.1
 
 
+def test_the_file_it_came_from_is_measured_in_the_same_rounds(tmp_path, monkeypatch) -> None:
+    inputs = {name: artifact(tmp_path / name) for name in ("model", "baseline", "parent")}
+    facts = run(tmp_path, monkeypatch, FakeLink(), **inputs)
+    assert set(seen[0].subjects) == {"model", "baseline", "parent", "floor"}
+    assert facts["latency"]["verdict"] == "faster"
+    assert facts["parent_latency"]["verdict"] == "slower"
+    assert facts["parent_latency"]["ratio"] == pytest.approx(0.8, rel=0.02)
+    assert [row["metric"] for row in facts["parent"]] == ["latency_ms"]
+
+
 def test_without_a_baseline_there_is_no_comparison(tmp_path, monkeypatch) -> None:
     facts = run(tmp_path, monkeypatch, FakeLink(), model=artifact(tmp_path))
-    assert facts["latency"] is None
-    assert facts["baseline"] == []
+    assert facts["latency"] is facts["parent_latency"] is None
+    assert facts["baseline"] == facts["parent"] == []
     assert facts["floor"]
 
 

@@ -277,12 +277,12 @@ def test_a_cache_of_both_answers_about_both(tales: Tales, tmp_path: Path, datase
     folder = tmp_path / "cache"
     Cache(top_k=4).run(inputs, job(tales, folder, Quiet()))
     mixed = open_mixed(tales.task, Mix(stage="generate"), inputs, reader="model")
-    teacher = Cached(top_k=4).open(tales.artifact(folder, "logits"), torch.device("cpu"), mixed)
+    teacher = Cached(top_k=4).open({"logits": tales.artifact(folder, "logits")}, torch.device("cpu"), mixed)
     rows = [0, mixed.size("transfer") - 1]
     answer = teacher(mixed.batch("transfer", rows), frozenset())
     assert answer.bucket_ids.shape == (2 * 31, 4)
     with pytest.raises(ModelError, match="samples are kept"):
-        Cached(top_k=4).open(tales.artifact(folder, "logits"), torch.device("cpu"), tales.data)
+        Cached(top_k=4).open({"logits": tales.artifact(folder, "logits")}, torch.device("cpu"), tales.data)
 
 
 def test_too_little_to_train_on_says_who_should_write_more(tales: Tales, tmp_path: Path) -> None:

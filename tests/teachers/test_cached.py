@@ -163,8 +163,8 @@ def test_augmented_images_are_refused_before_any_work(augment: dict[str, Any]) -
 
 
 def test_it_names_its_model_as_a_live_teacher_does() -> None:
-    assert Cached().source() is None
-    assert Cached(stage="train").source() == "train"
+    assert Cached().sources() == {"teacher": None}
+    assert Cached(stage="train").sources() == {"teacher": "train"}
     with pytest.raises(ValueError, match="either a `stage` or a `model`, not both"):
         Cached.model_validate({"stage": "train", "model": RESNET})
 
@@ -309,7 +309,7 @@ def artifact(folder: Path, format: str) -> Artifact:
 def test_answers_are_looked_up_by_row(digits: Digits, tmp_path: Path) -> None:
     table = torch.randn(digits.data.size("transfer"), 10, generator=torch.Generator().manual_seed(0))
     write_answers(table, tmp_path)
-    teacher = Cached().open(artifact(tmp_path, "logits"), CPU, digits.data)
+    teacher = Cached().open({"logits": artifact(tmp_path, "logits")}, CPU, digits.data)
     batch = digits.data.batch("transfer", [5, 900, 5, 0])
     assert torch.equal(teacher(batch, frozenset()).logits, table[[5, 900, 5, 0]])
     with pytest.raises(ModelError, match="keeps no hidden_states"):
@@ -319,7 +319,7 @@ def test_answers_are_looked_up_by_row(digits: Digits, tmp_path: Path) -> None:
 def test_answers_about_other_data_are_refused(digits: Digits, tmp_path: Path) -> None:
     write_answers(torch.zeros(digits.data.size("transfer") - 1, 10), tmp_path)
     with pytest.raises(ModelError, match="the data changed"):
-        Cached().open(artifact(tmp_path, "logits"), CPU, digits.data)
+        Cached().open({"logits": artifact(tmp_path, "logits")}, CPU, digits.data)
 
 
 # -- a sample's answer does not hang on its company
@@ -328,13 +328,13 @@ def test_answers_about_other_data_are_refused(digits: Digits, tmp_path: Path) ->
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", ["bert", "distilbert", "electra", "roberta"])
 def test_a_texts_answer_is_the_same_in_every_batch(family: str, precision: str, mails: Mails) -> None:
-    teacher = Model().open(mails.torch(family), CPU, mails.data)
+    teacher = Model().open({"teacher": mails.torch(family)}, CPU, mails.data)
     assert same_in_every_batch(teacher, mails.data, precision)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_an_images_answer_is_the_same_in_every_batch(family: str, precision: str, digits: Digits) -> None:
-    teacher = Model().open(digits.torch(family), CPU, digits.data)
+    teacher = Model().open({"teacher": digits.torch(family)}, CPU, digits.data)
     assert same_in_every_batch(teacher, digits.data, precision)
 
 

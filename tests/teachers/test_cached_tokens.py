@@ -76,8 +76,8 @@ def live_logits(tales: Tales, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 def test_with_the_whole_vocabulary_it_is_the_live_teacher(tales: Tales, tmp_path: Path, top_k: int | None) -> None:
     kept, facts = cache(tales, tmp_path, top_k)
     batch = tales.data.batch("transfer", ROWS)
-    live = Model().open(tales.torch("llama"), CPU, tales.data)(batch, frozenset())
-    found = Cached(top_k=top_k).open(kept, CPU, tales.data)(batch, frozenset())
+    live = Model().open({"teacher": tales.torch("llama")}, CPU, tales.data)(batch, frozenset())
+    found = Cached(top_k=top_k).open({"logits": kept}, CPU, tales.data)(batch, frozenset())
     labelled = batch["labels"] != NO_LABEL
     wanted = live.logits.log_softmax(-1)[labelled]
     # float16 has eleven bits: half of the last one, of numbers below 16 here.
@@ -94,7 +94,7 @@ def test_with_the_whole_vocabulary_it_is_the_live_teacher(tales: Tales, tmp_path
 def test_a_few_answers_and_their_tail_are_the_formula(tales: Tales, tmp_path: Path) -> None:
     kept, facts = cache(tales, tmp_path, 5)
     batch = tales.data.batch("transfer", ROWS)
-    answer = Cached(top_k=5).open(kept, CPU, tales.data)(batch, frozenset())
+    answer = Cached(top_k=5).open({"logits": kept}, CPU, tales.data)(batch, frozenset())
     labelled = (batch["labels"] != NO_LABEL).numpy()
     expected = log_softmax(live_logits(tales, batch).numpy().astype(float)[labelled], axis=-1)
     ids = np.argsort(-expected, axis=-1, kind="stable")[:, :5]
@@ -199,7 +199,7 @@ def test_answers_over_another_vocabulary_are_refused(tales: Tales, tmp_path: Pat
     kept, _ = cache(tales, tmp_path, 5)
     (tmp_path / "answers.json").write_text('{"vocabulary": 400}')
     with pytest.raises(ModelError, match=r"vocabulary of 400(.|\n)*`generate`"):
-        Cached(top_k=5).open(kept, CPU, tales.data)
+        Cached(top_k=5).open({"logits": kept}, CPU, tales.data)
 
 
 def test_a_teacher_that_answers_no_numbers_is_refused(tales: Tales, tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_teacher_with_another_tokenizer_is_refused_with_another_way(tales: Tal
     reader.normalizer = __import__("tokenizers").normalizers.Lowercase()
     reader.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ModelError, match=r"different tokenizers(.|\n)*`generate`(.|\n)*`finetune`"):
-        Model().open(tales.artifact(tmp_path, "torch"), CPU, tales.data)
+        Model().open({"teacher": tales.artifact(tmp_path, "torch")}, CPU, tales.data)
 
 
 def test_a_student_with_a_part_of_the_vocabulary_is_taught_about_that_part(tales: Tales) -> None:
@@ -242,7 +242,7 @@ def test_a_student_with_a_part_of_the_vocabulary_is_taught_about_that_part(tales
 
     ids = torch.randint(0, len(kept), (2, 9), generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids, "rows": torch.arange(2)}
-    found = Model().open(tales.torch("llama"), CPU, Cut())(batch, frozenset()).logits  # type: ignore[arg-type]
+    found = Model().open({"teacher": tales.torch("llama")}, CPU, Cut())(batch, frozenset()).logits  # type: ignore[arg-type]
     p = live_logits(tales, {**batch, "input_ids": kept[ids]}).double().softmax(-1)[..., kept]
     torch.testing.assert_close(found.double().softmax(-1), p / p.sum(-1, keepdim=True), rtol=1e-4, atol=1e-7)
 

@@ -36,9 +36,9 @@ def batch() -> dict[str, torch.Tensor]:
 
 def test_where_it_comes_from() -> None:
     other = Config.model_validate({"kind": "config", "architecture": "resnet"})
-    assert Model().source() is None
-    assert Model(stage="train").source() == "train"
-    assert Model(model=other).source() == other
+    assert Model().sources() == {"teacher": None}
+    assert Model(stage="train").sources() == {"teacher": "train"}
+    assert Model(model=other).sources() == {"teacher": other}
     with pytest.raises(ValidationError, match="either a `stage` or a `model`, not both"):
         Model(stage="train", model=other)
 
@@ -49,7 +49,7 @@ def test_it_answers_like_the_saved_model_in_evaluation_mode(
     model = tiny_model(family)
     loading.save(model, tmp_path)
     model.train()
-    teacher = Model().open(artifact(tmp_path), CPU, DATA)
+    teacher = Model().open({"teacher": artifact(tmp_path)}, CPU, DATA)
     answer = teacher(batch, frozenset({"hidden_states"}))
     with torch.no_grad():
         expected = model.eval()(batch["pixel_values"], output_hidden_states=True)
@@ -68,7 +68,7 @@ def test_its_answers_carry_no_gradient_and_do_not_hinder_the_students(
 ) -> None:
     student = tiny_model("resnet")
     loading.save(student, tmp_path)
-    answer = Model().open(artifact(tmp_path), CPU, DATA)(batch, frozenset({"hidden_states"}))
+    answer = Model().open({"teacher": artifact(tmp_path)}, CPU, DATA)(batch, frozenset({"hidden_states"}))
     assert not answer.logits.requires_grad
     assert not any(state.requires_grad for state in answer.hidden_states)
     loss = (student(batch["pixel_values"]).logits * answer.logits).sum()
@@ -81,4 +81,4 @@ def test_damaged_files_are_refused(tmp_path: Path, tiny_model: Callable[[str], P
     (weights,) = tmp_path.glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ModelError):
-        Model().open(artifact(tmp_path), CPU, DATA)
+        Model().open({"teacher": artifact(tmp_path)}, CPU, DATA)

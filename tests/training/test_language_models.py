@@ -57,7 +57,7 @@ def train(
     model = student(tales)
     teacher = None
     if any(loss.needs_teacher for loss in losses):
-        teacher = Model().open(tales.torch("mistral"), CPU, tales.data)
+        teacher = Model().open({"teacher": tales.torch("mistral")}, CPU, tales.data)
     facts = loop.fit(Trainee(model, losses, teacher), recipe, data=data or tales.data, job=tales.job(folder))
     return {name: value.clone() for name, value in model.state_dict().items()}, facts
 

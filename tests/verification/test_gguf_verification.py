@@ -125,6 +125,13 @@ def test_a_quantized_file_passes_and_its_fidelity_is_measured(
     assert 0.3 < fidelity["agreement"] <= 1
     assert 0.8 < fidelity["cosine"] <= 1
     assert fidelity["perplexity"] > 1
+    # Every tensor of the three blocks, and the table; rounding with b bits gains 6 dB with each.
+    noise = [layer["weight_db"] for layer in facts["layers"]]
+    assert len(noise) == 3 * 7 + 1 and noise == sorted(noise)
+    assert "model.embed_tokens" in {layer["name"] for layer in facts["layers"]}
+    low, high = {"q8_0": (35, 55), "q4_k_m": (15, 40), "q4_0": (15, 30), "iq4_nl": (15, 30)}[word]
+    assert low < noise[0]
+    assert np.median(noise) < high
 
 
 def test_the_integers_of_a_quantizer_of_models_pass(tales: Tales, tmp_path: Path) -> None:
@@ -143,6 +150,7 @@ def test_the_integers_of_a_quantizer_of_models_pass(tales: Tales, tmp_path: Path
     facts = verification.verify(inputs, job)
     assert facts["passed"], facts["reason"]
     assert facts["fidelity"]["mean_kld"] > facts["parity"]["mean_kld"]
+    assert "integers are the float weights" in {check["name"] for check in facts["checks"]}
     other = verification.verify({**inputs, "reference": model}, job)
     assert "every tensor in floats is the model's, rounded" in failed(other)
 

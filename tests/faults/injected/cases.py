@@ -14,8 +14,10 @@ import numpy as np
 
 from edgeforge.core.artifact import Artifact
 from edgeforge.exporters.coreml import Coreml
+from edgeforge.exporters.gguf import Gguf
 from edgeforge.exporters.onnx import Onnx
 from edgeforge.exporters.openvino import Openvino
+from edgeforge.quantizers.gguf_k import GgufK
 from edgeforge.quantizers.int4_weights import Int4Weights
 from edgeforge.quantizers.int8_dynamic import Int8Dynamic
 from edgeforge.quantizers.int8_openvino import Int8Openvino
@@ -48,6 +50,18 @@ SCHEMES: dict[str, tuple[Any, Any]] = {
     "openvino-weights4": (Openvino(), Int4Weights(min_elements=64)),
 }
 
+DECODER_SCHEMES: dict[str, tuple[Any, Any]] = {
+    "gguf-float": (Gguf(), None),
+    "gguf-int4": (Gguf(), Int4Weights()),
+    "gguf-int8": (Gguf(), Int8Weights(block_size=32)),
+    "gguf-q4_0": (Gguf(), GgufK(type="q4_0", importance=False)),
+    "onnx-float": (Onnx(), None),
+    "onnx-int4": (Onnx(), Int4Weights()),
+    "coreml-float": (Coreml(context=64), None),
+    "coreml-int4": (Coreml(context=64), Int4Weights()),
+}
+"""Of language models."""
+
 CLEAN = (
     *(f"resnet-{scheme}" for scheme in SCHEMES if scheme not in ("onnx-tables4", "onnx-smooth", "coreml-flexible")),
     *(f"bert-{scheme}" for scheme in SCHEMES if scheme not in ("onnx-percentile", "coreml-palettes", "openvino-half")),
@@ -56,15 +70,27 @@ CLEAN = (
     "vit-coreml-int4",
     "convnext-onnx-float",
     "roberta-coreml-flexible",
+    *(f"llama-{scheme}" for scheme in DECODER_SCHEMES),
 )
-"""Every case that a fault is injected into, and some more; `resnet` and `bert` are trained, `colours` is a resnet."""
+"""Every case that a fault is injected into, and some more; the families in `TRAINED` are trained, `colours` is a
+resnet."""
 
 TRAINED = {
     "resnet": Train(epochs=4, learning_rate=1e-2, keep="best"),
     "bert": Train(epochs=10, batch_size=32, learning_rate=3e-3, keep="best"),
     "colours": Train(epochs=4, learning_rate=1e-2, keep="best"),
+    "llama": Train(epochs=8, batch_size=16, learning_rate=1e-2, keep="best"),
 }
 TEXTS = ("bert", "roberta")
+BENCHES = {"colours": "colours", "llama": "tales", **dict.fromkeys(TEXTS, "mails")}
+"""Whose data and tiny models a family uses; `digits` where it is not said."""
+
+
+def scheme_of(name: str) -> tuple[Any, Any]:
+    """The exporter and the quantizer of a case."""
+    family, scheme = name.split("-", 1)
+    found: tuple[Any, Any] = (DECODER_SCHEMES if family == "llama" else SCHEMES)[scheme]
+    return found
 
 
 def family_of(name: str) -> str:
@@ -128,17 +154,17 @@ def caught_by(facts: Mapping[str, Any]) -> list[str]:
 class Cases:
     """Builds clean cases, each once."""
 
-    def __init__(self, root: Path, digits: Any, mails: Any) -> None:
-        """`digits`, `mails`: the benches of tests/conftest.py, whose classes make new ones here."""
+    def __init__(self, root: Path, digits: Any, mails: Any, tales: Any) -> None:
+        """`digits`, `mails`, `tales`: the benches of tests/conftest.py, whose classes make new ones here."""
         self._root = root
-        self._kinds = {"digits": type(digits), "mails": type(mails)}
+        self._kinds = {"digits": type(digits), "mails": type(mails), "tales": type(tales)}
         self._benches: dict[str, Any] = {}
 
     @functools.cache  # noqa: B019  (lives as long as the session)
     def clean(self, name: str) -> Case:
         """``<family>-<format>-<scheme>``."""
-        family, scheme = name.split("-", 1)
-        exporter, quantizer = SCHEMES[scheme]
+        family = name.split("-")[0]
+        exporter, quantizer = scheme_of(name)
         bench, folder = self.bench(family), self._root / name
         model = self.model(family)
         inputs = {"model": model, "reference": model}
@@ -153,11 +179,11 @@ class Cases:
 
     def bench(self, family: str) -> Any:
         """The data and models of a family, apart from those that other tests use."""
-        name = "colours" if family == "colours" else "mails" if family in TEXTS else "digits"
+        name = BENCHES.get(family, "digits")
         if name not in self._benches:
             root = self._root / name
             root.mkdir()
-            kind = self._kinds["mails" if name == "mails" else "digits"]
+            kind = self._kinds.get(name, self._kinds["digits"])
             self._benches[name] = colours_of(kind, root) if name == "colours" else kind(root)
         return self._benches[name]
 

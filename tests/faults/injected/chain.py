@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from injected.cases import SCHEMES, Case
+from injected.cases import SCHEMES, Case, scheme_of
 from injected.editing import edit_json, edit_tensors
 from injected.registry import fault
 
@@ -17,7 +17,7 @@ from edgeforge.models import quantized_weights
 from edgeforge.store import Store
 
 IMAGES, TEXTS, X86, INT4 = "resnet-onnx-float", "bert-onnx-float", "resnet-onnx-x86", "resnet-onnx-int4"
-COREML, COREML4 = "resnet-coreml-float", "resnet-coreml-int4"
+COREML, COREML4, GGUF4 = "resnet-coreml-float", "resnet-coreml-int4", "llama-gguf-int4"
 
 
 def _between(case: Case, share: float) -> None:
@@ -76,7 +76,7 @@ def integers_of_an_earlier_model(case: Case, size: float) -> None:
     case.put("file", case.bench.artifact(folder, case.format))
 
 
-@fault("wrong integer", INT4, sizes=(4, 1), unit="steps of one 4-bit integer", quick=True)
+@fault("wrong integer", INT4, GGUF4, sizes=(4, 1), unit="steps of one 4-bit integer", quick=True)
 def wrong_integer_of_the_quantizer(case: Case, size: int) -> None:
     """The quantizer chose one integer wrongly: integers, weights and file all agree on it."""
     _requantized(case, lambda weight: _moved(weight, size))
@@ -104,7 +104,7 @@ def _requantized(case: Case, change: Any) -> None:
     edit_tensors(reference / "model.safetensors", lambda tensors: tensors.update({name: weight.dequantize()}))
     case.put("reference", case.bench.artifact(reference, "torch"))
     folder = case.root / "exported"
-    SCHEMES[case.name.split("-", 1)[1]][0].export(case.inputs["reference"], case.bench.job(folder))
+    scheme_of(case.name)[0].export(case.inputs["reference"], case.bench.job(folder))
     case.put("file", case.bench.artifact(folder, case.format))
 
 

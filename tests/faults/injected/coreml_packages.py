@@ -131,7 +131,7 @@ def layers_of_each_other(case: Case, _: None) -> None:
     with spec_of(case.folder) as spec:
         kind = "linear" if "bert" in case.name else "conv"
         # Both are constants, which then stand before everything that reads them.
-        _constants_first(spec)
+        constants_first(spec)
         types = {one.outputs[0].name: str(one.outputs[0].type) for one in operations_of(spec)}
         seen: dict[str, Any] = {}
         for layer in operations_of(spec, kind):
@@ -143,7 +143,7 @@ def layers_of_each_other(case: Case, _: None) -> None:
         raise AssertionError("no two alike")
 
 
-def _constants_first(spec: Any) -> None:
+def constants_first(spec: Any) -> None:
     main = spec.mlProgram.functions["main"]
     operations = main.block_specializations[main.opset].operations
     copies = [type(one).FromString(one.SerializeToString()) for one in operations]

@@ -1,4 +1,4 @@
-"""Changing files as a fault does: ONNX graphs, Core ML programs and weights, OpenVINO graphs, safetensors, JSON."""
+"""Changing files as a fault does: graphs of ONNX and OpenVINO, Core ML programs and weights, GGUF, JSON, tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from edgeforge import openvino_graph
+from edgeforge import gguf_file, openvino_graph
 from edgeforge.runtimes import coreml as runtime
 
 
@@ -219,6 +219,61 @@ class OpenvinoEdit:
 
     def integers(self, layer: Any, change: Callable[[np.ndarray], Any]) -> None:
         self.change(layer.node, layer.port, change)
+
+
+# -- GGUF
+
+
+class GgufEdit:
+    """A file's metadata, and its tensors as (type, stored bytes); written anew when the block is left."""
+
+    def __init__(self, folder: Path) -> None:
+        import gguf
+
+        self.path = folder / gguf_file.MODEL
+        self.source = gguf_file.read(self.path)
+        self._fields = gguf.GGUFReader(self.path).fields
+        self._kinds = {key: value.types for key, value in self._fields.items() if not key.startswith("GGUF.")}
+        self.metadata = {key: self._fields[key].contents() for key in self._kinds}
+        self.tensors = {name: (tensor.type, self.source.stored(name)) for name, tensor in self.source.tensors.items()}
+
+    def change(self, name: str, change: Callable[[np.ndarray], Any]) -> None:
+        """`change` changes the stored bytes, (..., bytes of a row), in place."""
+        kind, stored = self.tensors[name]
+        stored = stored.copy()
+        change(stored)
+        self.tensors[name] = (kind, stored)
+
+    def floats(self, name: str, change: Callable[[np.ndarray], Any]) -> None:
+        """The numbers of a float tensor; `change` returns others, or changes them in place."""
+        kind, stored = self.tensors[name]
+        dtype = {"F16": np.float16, "F32": np.float32}[kind]
+        numbers = stored.copy().view(dtype)
+        found = change(numbers)
+        after = np.ascontiguousarray(numbers if found is None else found, dtype=dtype)
+        self.tensors[name] = (kind, after.view(np.uint8))
+
+    def __enter__(self) -> GgufEdit:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import gguf
+
+        writer = gguf.GGUFWriter(self.path, self.source.architecture)
+        for key, kinds in self._kinds.items():
+            if key != "general.architecture":
+                inner = {"sub_type": kinds[-1]} if kinds[0] == gguf.GGUFValueType.ARRAY else {}
+                writer.add_key_value(key, self.metadata[key], kinds[0], **inner)
+        for key in self.metadata.keys() - self._kinds.keys():
+            add = writer.add_string if isinstance(self.metadata[key], str) else writer.add_float32
+            add(key, self.metadata[key])
+        for name, (kind, stored) in self.tensors.items():
+            whole = np.ascontiguousarray(stored)
+            writer.add_tensor(name, whole, raw_shape=whole.shape, raw_dtype=gguf.GGMLQuantizationType[kind])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
 
 
 # -- what lies beside
