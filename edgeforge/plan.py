@@ -181,10 +181,8 @@ class _Builder:
         leading = True
         for position, stage in enumerate(self.pipeline.stages):
             where = f"stages[{position}]"
-            last = self._chain_stage(stage, last, where)
             leading = leading and isinstance(stage, Train)
-            if leading:
-                self.plan.baseline = last
+            last = self._chain_stage(stage, last, where, leading=leading)
         if untrained and not any(stage.distributed for stage in self.pipeline.stages):
             self.plan.warnings.append(
                 "the model's weights, or those of its classifier, are random, and no stage trains it"
@@ -197,7 +195,7 @@ class _Builder:
         if evaluate:
             self.add(f"{name}.evaluate", Evaluate(kind="evaluate"), {"model": name, **self._reference(name)})
 
-    def _chain_stage(self, stage: Stage, last: str, where: str) -> str:
+    def _chain_stage(self, stage: Stage, last: str, where: str, *, leading: bool) -> str:
         inputs = {"model": last}
         for role, source in stage.sources().items():
             inputs[role] = self._source(source, last, f"{where}.{role}", role=role)
@@ -212,6 +210,8 @@ class _Builder:
         if stage.makes_format() == "dataset":
             self.plan.datasets.append(name)
             return last
+        if leading:  # from here on this is what answers are compared with, its own included
+            self.plan.baseline = name
         self._model_made(name)
         if isinstance(stage, Prune) and stage.recover is not None:
             return self._recovery(stage, name, last, where)

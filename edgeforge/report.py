@@ -345,13 +345,16 @@ def _compared(row: Artifact | None, baseline: Artifact | None, headline: str | N
 def _compared_texts(row: Artifact, baseline: Artifact) -> MetricComparison | None:
     """Two evaluated language models, token by token; None where they read the texts as different tokens.
 
+    Both agree where they find the same token likeliest; ids of another vocabulary are not those of the reference.
+
     The difference is that of perplexities; its interval is a bootstrap over windows (Efron, 1979).
     """
     pairs = {}
-    for name in ("nll", "scored", "top1"):
+    for name in ("nll", "scored", "likeliest"):
         pairs[name] = [np.load(item.path / f"{name}.npy", allow_pickle=False) for item in (row, baseline)]
     scored, before = pairs["scored"]
-    if scored.shape != before.shape or not np.array_equal(scored, before):
+    same_ids = all("top1.npy" in item.files for item in (row, baseline))
+    if not same_ids or scored.shape != before.shape or not np.array_equal(scored, before):
         return None
     sums = np.stack([np.where(scored, values, 0.0).sum(axis=1, dtype=np.float64) for values in pairs["nll"]])
     counts = scored.sum(axis=1)
@@ -359,7 +362,7 @@ def _compared_texts(row: Artifact, baseline: Artifact) -> MetricComparison | Non
     perplexities = np.exp(sums[:, drawn].sum(axis=2) / counts[drawn].sum(axis=1))
     low, high = np.percentile(perplexities[0] - perplexities[1], [2.5, 97.5])
     after_all, before_all = np.exp(sums.sum(axis=1) / counts.sum())
-    agreement = (pairs["top1"][0] == pairs["top1"][1])[scored.astype(bool)].mean()
+    agreement = (pairs["likeliest"][0] == pairs["likeliest"][1])[scored.astype(bool)].mean()
     return MetricComparison(
         n=int(counts.sum()),
         agreement=float(agreement),

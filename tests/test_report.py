@@ -3,6 +3,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from edgeforge.models.config import Config
 from edgeforge.pipeline import Budgets, Pipeline, Target
 from edgeforge.plan import Plan, Step
 from edgeforge.quantizers.int8_static import Int8Static
-from edgeforge.report import collect, file_step, folder_of, paired_interval, status_of
+from edgeforge.report import _compared_texts, collect, file_step, folder_of, paired_interval, status_of
 from edgeforge.stages.benchmark import Benchmark
 from edgeforge.stages.evaluate import Evaluate
 from edgeforge.stages.export import Export
@@ -246,6 +247,32 @@ def test_an_interval_of_accuracies_does_not_stand_beside_another_metric(run: Run
     comparison = phone(run.collect()).comparison
     assert comparison is not None
     assert (comparison.agreement, comparison.difference, comparison.ci95) == (0.8, None, None)
+
+
+def test_texts_are_compared_token_by_token(tmp_path: Path) -> None:
+    def evaluated(name: str, nll: list[list[float]], likeliest: list[list[int]], **more: Any) -> Artifact:
+        folder = tmp_path / name
+        folder.mkdir()
+        numbers = np.array(nll, dtype=np.float32)
+        arrays = {
+            "nll": numbers,
+            "scored": ~np.isnan(numbers),
+            "likeliest": np.array(likeliest, dtype=np.int32),
+            **more,
+        }
+        for array, values in arrays.items():
+            np.save(folder / f"{array}.npy", values)
+        return Artifact(name, "", "", folder, "", {f"{array}.npy": "" for array in arrays}, {}, {})
+
+    nan, wrong = float("nan"), np.zeros((2, 3), dtype=bool)  # neither ever says what the reference does
+    before = evaluated("before", [[1, 2, nan], [1, 1, nan]], [[5, 6, 0], [7, 8, 0]], top1=wrong)
+    after = evaluated("after", [[1, 3, nan], [1, 2, nan]], [[5, 9, 1], [7, 3, 1]], top1=wrong)
+    found = _compared_texts(after, before)
+    assert found is not None
+    assert (found.n, found.agreement) == (4, 0.5)
+    assert found.difference == pytest.approx(math.exp(7 / 4) - math.exp(5 / 4))
+    other_ids = evaluated("cut", [[1, 3, nan], [1, 2, nan]], [[5, 9, 1], [7, 3, 1]])
+    assert _compared_texts(other_ids, before) is None
 
 
 def test_a_file_that_failed_is_quarantined(run: Run) -> None:

@@ -162,3 +162,10 @@ def test_other_families_are_refused_by_name(tales: Tales, tmp_path: Path) -> Non
 def test_a_language_model_is_not_written_for_openvino(tales: Tales) -> None:
     with pytest.raises(IncompatiblePlanError, match="causal_lm are not written as openvino"):
         planned(pipeline(tales, targets=[{"name": "laptop", "export": "openvino"}]))
+
+
+def test_a_trained_model_is_not_compared_with_its_own_beginning(tales: Tales) -> None:
+    plan = planned(pipeline(tales))
+    assert plan.baseline == "train"
+    assert "reference" not in plan.step("train.evaluate").inputs
+    assert plan.step("narrow.recover.evaluate").inputs["reference"] == "train"

@@ -27,13 +27,14 @@ NOT_FINITE = "the outputs hold NaN or infinity"
 class Scores:
     """One number for each token that was predicted; all arrays have shape (windows, length).
 
-    `nll`: float64, -log p of the token that came (nats), NaN where none was to be predicted. `right`: whether it was
-    the likeliest. Against a reference, if there is one: `kld`, float64, the Kullback-Leibler divergence of the model
-    from it (nats), and `same`, whether both find the same token likeliest.
+    `nll`: float64, -log p of the token that came (nats), NaN where none was to be predicted. `likeliest`: int32, the
+    token that was likeliest, and `right`, whether it came. Against a reference, if there is one: `kld`, float64, the
+    Kullback-Leibler divergence of the model from it (nats), and `same`, whether both find the same token likeliest.
     """
 
     nll: np.ndarray
     right: np.ndarray
+    likeliest: np.ndarray
     kld: np.ndarray
     same: np.ndarray
     reason: str | None = None
@@ -80,7 +81,8 @@ def score(
 def _unknown(size: int, length: int, reason: str | None) -> Scores:
     shape = (size, length)
     nothing, never = np.full(shape, np.nan), np.zeros(shape, dtype=bool)
-    return Scores(nothing, never, nothing.copy(), never.copy(), reference_reason=reason)
+    tokens = np.zeros(shape, dtype=np.int32)
+    return Scores(nothing, never, tokens, nothing.copy(), never.copy(), reference_reason=reason)
 
 
 def _checked(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -125,6 +127,7 @@ def _score_window(
         best = log_p.argmax(-1)
         scores.nll[row, at] = -log_p.gather(1, truth[:, None])[:, 0].numpy()
         scores.right[row, at] = (best == truth).numpy()
+        scores.likeliest[row, at] = best.numpy()
         if other is None or scores.reference_reason is not None:
             continue
         theirs = other[places.to(other.device)].cpu().double()
@@ -162,8 +165,13 @@ def metrics(scores: Scores, size_bytes: int) -> dict[str, Any]:
 
 
 def arrays(scores: Scores) -> dict[str, np.ndarray]:
-    """The scores of every token, each of shape (windows, length): float32 or bool."""
-    found = {"nll": scores.nll.astype(np.float32), "scored": scores.scored, "right": scores.right}
+    """The scores of every token, each of shape (windows, length): float32, bool, or int32 ids."""
+    found = {
+        "nll": scores.nll.astype(np.float32),
+        "scored": scores.scored,
+        "right": scores.right,
+        "likeliest": scores.likeliest,
+    }
     if scores.reference_reason is None:
         found |= {"kld": scores.kld.astype(np.float32), "top1": scores.same}
     return found

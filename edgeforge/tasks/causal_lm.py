@@ -162,7 +162,7 @@ class CausalLm(Task):
     ) -> Evaluation:
         """See Task. Arrays of shape (windows, length): ``nll``, ``kld`` (float32, nats, NaN where nothing was
         predicted), ``scored``, ``right`` and ``top1`` (bool: predicted at all, likeliest, likeliest for the reference
-        too); and ``prompts`` (bool, (prompts,)).
+        too), ``likeliest`` (int32: which token); and ``prompts`` (bool, (prompts,)).
 
         `evaluated` says on what; `reasons` why a metric is None. Prompts are asked with the test split only.
         """

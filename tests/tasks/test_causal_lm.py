@@ -344,6 +344,7 @@ def test_divergence_and_agreement_are_scipys(tales: Tales, tiny_lm: Callable[[st
     assert found.metrics["next_token_accuracy"] == pytest.approx((p.argmax(-1) == truth).mean())
     assert found.arrays["kld"][scored] == pytest.approx(kld, rel=1e-3, abs=1e-5)
     assert found.arrays["top1"].sum() == (p.argmax(-1) == q.argmax(-1)).sum()
+    assert (found.arrays["likeliest"][scored] == p.argmax(-1)).all()
     assert "reasons" not in found.metrics
     same = tales.task.evaluate(asked(model), tales.data, "test", reference=asked(model)).metrics
     assert (same["mean_kld"], same["p99_kld"], same["top1_agreement"]) == (0, 0, 1)
