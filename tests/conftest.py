@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ from edgeforge.core.task import Input, Interface, Pixels, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes: threads of each would wait for those of the others
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TINY: dict[str, dict[str, Any]] = {
     "resnet": {"embedding_size": 8, "hidden_sizes": [16, 24], "depths": [2, 2]},
