@@ -195,6 +195,10 @@ def show(results: Sequence[Found], out: Path, console: Console) -> None:
         table.add_row(found.folder.name + mark, *(json.dumps(value) for value in found.settings.values()), *cells)
     console.print()
     console.print(table)
+    if chosen is None:
+        console.print(
+            "none is called best: no stage looked at the validation split (`keep: best` does)", highlight=False
+        )
     console.print(f"\nsweep: {out / FILE_NAME}", markup=False, highlight=False, soft_wrap=True)
 
 

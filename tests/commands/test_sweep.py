@@ -19,7 +19,11 @@ model:
   {kind: config, architecture: resnet, embedding_size: 4, hidden_sizes: [4, 8], depths: [1, 1], layer_type: basic}
 stages:
   - {kind: train, steps: 12}
-  - {kind: distill, steps: 12, student: {kind: width, multiple: 0.5}, losses: [{kind: soft_targets, temperature: 2}]}
+  - kind: distill
+    steps: 12
+    keep: best
+    student: {kind: width, multiple: 0.5}
+    losses: [{kind: soft_targets, temperature: 2}]
 targets: []
 """
 TEMPERATURE = "stages.1.losses.0.temperature"
@@ -76,8 +80,8 @@ def test_every_combination_runs_and_the_teacher_is_trained_once(tmp_path: Path) 
         {TEMPERATURE: temperature, "stages.1.learning_rate": 0.01} for temperature in (1, 4)
     ]
     kinds = [
-        json.loads(path.read_text(encoding="utf-8"))["recipe"].get("kind")
-        for path in (tmp_path / "store" / "sealed").glob("*/manifest.json")
+        json.loads(path.read_text(encoding="utf-8"))["kind"]
+        for path in (tmp_path / "store" / "sealed").glob("*/artifact.json")
     ]
     assert (kinds.count("train"), kinds.count("distill")) == (1, 2)
     by_validation = max(document["runs"], key=lambda run: run["validation"]["accuracy"])
@@ -88,6 +92,14 @@ def test_every_combination_runs_and_the_teacher_is_trained_once(tmp_path: Path) 
         (phone,) = [row for row in report["artifacts"] if row["name"] == "phone"]
         assert run["test"]["phone"] == phone["metrics"]["accuracy"]
         assert run["bytes"]["phone"] == phone["bytes"]
+
+
+def test_without_validation_none_is_called_best() -> None:
+    Path("small.yaml").write_text(SMALL.replace("keep: best", "keep: last"), encoding="utf-8")
+    result = sweep("--vary", f"{TEMPERATURE}=1,2")
+    assert result.exit_code == 0, result.output
+    assert "none is called best" in result.stdout
+    assert json.loads(Path("runs/small-sweep/sweep.json").read_text(encoding="utf-8"))["best"] is None
 
 
 def test_a_combination_that_fails_is_named_and_the_others_go_on() -> None:
