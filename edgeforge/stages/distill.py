@@ -42,6 +42,14 @@ class Distill(Stage, Recipe):
 
     The teacher is the chain's model so far, or any model named, and the student is made from it; where it is no
     single model, from the chain's.
+
+    Which kind to use: where the teacher's logits can be read, and labels or tokenizer are the same, `soft_targets`;
+    where the student is of the same family too, also `hidden_states` or a loss on attention. Where the teacher has
+    another tokenizer, only writes, or is a server or an API, let it write (`generate`) and `finetune` on that; a known
+    procedure writes as `teacher: program`. Several good models: `teacher: ensemble`. A teacher many times as large: an
+    assistant between the two, which is one more `distill`. No teacher: the stages `mutual`, `born_again` and `exits`,
+    or `teacher: ema`. Labels are needed for `hard_labels` only: samples without one teach as well. More students than
+    one of the same teacher: `teacher: cached`. docs/distillation.md has each in a few lines of YAML.
     """
 
     kind: Literal["distill"] = "distill"
