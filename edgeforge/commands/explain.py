@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from rich.console import Console
 from rich.markup import escape
 from rich.syntax import Syntax
@@ -41,7 +43,7 @@ def _axis(name: str, console: Console) -> None:
 def _entry(entry: Entry, console: Console) -> None:
     title = f"{entry.word}  ({entry.axis})" if entry.axis else entry.word
     console.rule(f"[bold]{title}[/bold]", align="left")
-    console.print(escape(entry.text) + "\n", highlight=False)
+    console.print(escape(_flowing(entry.text)) + "\n", highlight=False)
     if entry.options:
         console.print(_options(entry))
     for part in entry.parts:
@@ -52,6 +54,11 @@ def _entry(entry: Entry, console: Console) -> None:
     if entry.chosen_by:
         console.print(f"\nChosen at {', '.join(entry.chosen_by)}.", highlight=False)
     console.print()
+
+
+def _flowing(text: str) -> str:
+    """Paragraphs as one line each, for the terminal to break where it ends; indented lines and lists stay."""
+    return re.sub(r"(?<!\n)\n(?=[^\s-])", " ", text)
 
 
 def _options(entry: Entry) -> Table:
