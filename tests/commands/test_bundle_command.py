@@ -27,6 +27,7 @@ PIPELINE = {
     "targets": [
         {"name": "phone", "quantize": {"kind": "int8_static", "samples": 64}, "export": "onnx", "devices": ["host_cpu"]}
     ],
+    "budgets": {"slower_than_parent": "allow"},
 }  # fmt: skip
 
 pytestmark = pytest.mark.slow
