@@ -500,6 +500,7 @@ PIPELINE: dict[str, Any] = {
     "targets": [
         {"name": "page", "quantize": {"kind": "int8_static", "samples": 32}, "export": "onnx", "devices": ["browser"]}
     ],
+    "budgets": {"slower_than_parent": "allow"},
 }
 
 
