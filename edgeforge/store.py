@@ -116,7 +116,7 @@ class Store:
 
     def seal(self, draft: Draft, made: str, facts: Mapping[str, Any], seconds: float) -> Artifact:
         """Hash, flush and rename a finished draft of format `made`. From here on it is immutable."""
-        shutil.rmtree(draft.path / CHECKPOINT, ignore_errors=True)
+        _discard(draft.path / CHECKPOINT)
         files = hash_folder(draft.path)
         target = self.root / "sealed" / draft.key
         artifact = Artifact(
@@ -153,3 +153,11 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _discard(checkpoint: Path) -> None:
+    """Remove a checkpoint so that a kill leaves all of it or nothing: the next attempt must not go on from a part."""
+    removed = checkpoint.with_name(f"{checkpoint.name}.removed")
+    if checkpoint.is_dir():
+        checkpoint.rename(removed)
+        shutil.rmtree(removed)

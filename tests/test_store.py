@@ -94,6 +94,27 @@ def test_a_draft_keeps_its_checkpoint_and_nothing_else(tmp_path: Path) -> None:
     assert list(artifact.files) == ["model.safetensors"]
 
 
+def test_killed_while_sealing_leaves_all_of_a_checkpoint_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    draft = store.draft(KEY, "train", parents={}, recipe={})
+    whole = draft.path / CHECKPOINT / "step-000000010"
+    whole.mkdir(parents=True)
+    for name in ("state.json", "trainee.safetensors"):
+        (whole / name).write_text("1")
+
+    def killed(folder: Path) -> None:
+        next(folder.rglob("trainee.safetensors")).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as changed, pytest.raises(KeyboardInterrupt):
+        changed.setattr("edgeforge.store.shutil.rmtree", killed)
+        store.seal(draft, "torch", {}, 0.0)
+    again = store.draft(KEY, "train", parents={}, recipe={})
+    assert list(again.path.iterdir()) == []
+
+
 def test_sealing_again_replaces(tmp_path: Path) -> None:
     store = Store(tmp_path)
     make(store)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -173,7 +172,6 @@ class Generate(Stage, Sampling):
         stream.finish(raw)
         facts = self._keep(raw, prompts, data, job, folder)
         raw.unlink()
-        shutil.rmtree(job.folder / CHECKPOINT, ignore_errors=True)
         settings = self.model_dump(mode="json", exclude={"name", "kind", "teacher", "prompts", "avoid"})
         lineage = {"teacher": inputs["teacher"].key, "prompts_sha256": self._prompts_digest(), "settings": settings}
         return {**facts, **lineage}
