@@ -25,6 +25,7 @@ from accelerate import Accelerator
 
 from benchmarks.measuring import write_row
 from edgeforge.core.artifact import Artifact
+from edgeforge.core.errors import ModelError
 from edgeforge.core.stage import Job
 from edgeforge.core.task import NO_LABEL, Task, model_inputs
 from edgeforge.environment import describe
@@ -90,7 +91,11 @@ def race(name: str, folder: Path, task: Task, *, samples: int, count: int) -> No
             model = Artifact("", "", "torch", folder, "", {}, {}, {})
             job = Job(task, Path(scratch), 0, functools.cache(Accelerator), Silent(), folder)
             began = time.monotonic()
-            quantizer.quantize(model, replace(job, folder=Path(scratch)))
+            try:
+                quantizer.quantize(model, replace(job, folder=Path(scratch)))
+            except ModelError as error:
+                found[method] = {"refused": error.what}
+                continue
             seconds = time.monotonic() - began
             moved = divergences(clean, answers(Path(scratch), task, count))
         if method == "nearest":
