@@ -307,7 +307,7 @@ def init(
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="What to bring: fashion-mnist.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="What to bring, such as fashion-mnist.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder to put it in.")] = Path("data"),
 ) -> None:
     """Bring example data, checked against its known sha256."""

@@ -23,14 +23,17 @@ from edgeforge.pipeline import Pipeline, Target
 from edgeforge.quantizers import Quantizer
 from edgeforge.runtimes import runtime_for
 from edgeforge.stages.benchmark import Benchmark
+from edgeforge.stages.born_again import BornAgain
 from edgeforge.stages.cache import Cache
 from edgeforge.stages.distill import Distill
 from edgeforge.stages.estimate import Estimate
 from edgeforge.stages.evaluate import Evaluate
+from edgeforge.stages.exits import Exits
 from edgeforge.stages.export import Export
 from edgeforge.stages.finetune import Finetune
 from edgeforge.stages.importance import Importance
 from edgeforge.stages.initialize import Initialize
+from edgeforge.stages.mutual import Mutual
 from edgeforge.stages.probe import Probe
 from edgeforge.stages.prune import Prune
 from edgeforge.stages.quantize import Quantize
@@ -89,8 +92,9 @@ class Plan:
 
     @property
     def compresses(self) -> bool:
-        """Whether a stage of the chain makes its model smaller, so that it should be faster than the baseline."""
-        return any(isinstance(self.step(name).stage, Prune | Distill) for name in self.chain)
+        """Whether a stage of the chain can make its model smaller, so that it should be no slower than the baseline."""
+        smaller = (Prune, Distill, Mutual, Exits, BornAgain)
+        return any(isinstance(self.step(name).stage, smaller) for name in self.chain)
 
 
 def build(pipeline: Pipeline) -> Plan:

@@ -52,6 +52,26 @@ def beside(plan: Plan, row: str) -> dict[str, str]:
 # -- what a file is measured beside
 
 
+@pytest.mark.parametrize(
+    ("stages", "smaller"),
+    [
+        ([], False),
+        ([{"kind": "finetune", "epochs": 1}], False),
+        ([{"kind": "mutual", "epochs": 1}], True),
+        ([{"kind": "exits", "after": [0], "use": 0, "epochs": 1}], True),
+        ([{"kind": "distill", "epochs": 1}], True),
+    ],
+)
+def test_what_makes_a_model_smaller_should_be_no_slower_than_the_baseline(stages: list[Any], smaller: bool) -> None:
+    source = {
+        "name": "chain",
+        "task": {"kind": "image_classification", "data": "sklearn_digits", "image_size": 16},
+        "model": {"kind": "config", "architecture": "resnet"},
+        "stages": [{"kind": "train", "epochs": 1}, *stages],
+    }
+    assert build(parse(json.dumps(source).encode(), "chain.yaml")).compresses is smaller
+
+
 def test_a_file_of_the_baselines_model_came_from_the_baselines_file() -> None:
     plan = planned({"name": "t", "quantize": INT8, "export": "onnx"})
     assert plan.step("t.export").key == plan.step("baseline.export").key

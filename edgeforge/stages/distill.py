@@ -48,8 +48,8 @@ class Distill(Stage, Recipe):
     another tokenizer, only writes, or is a server or an API, let it write (`generate`) and `finetune` on that; a known
     procedure writes as `teacher: program`. Several good models: `teacher: ensemble`. A teacher many times as large: an
     assistant between the two, which is one more `distill`. No teacher: the stages `mutual`, `born_again` and `exits`,
-    or `teacher: ema`. Labels are needed for `hard_labels` only: samples without one teach as well. More students than
-    one of the same teacher: `teacher: cached`. docs/distillation.md has each in a few lines of YAML.
+    or `teacher: ema`. Labels are needed for `hard_labels` and `decoupled` only: samples without one teach as well.
+    More students than one of the same teacher: `teacher: cached`. docs/distillation.md has each in a few lines of YAML.
     """
 
     kind: Literal["distill"] = "distill"
