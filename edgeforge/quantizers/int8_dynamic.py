@@ -138,11 +138,15 @@ def _recorded(quantized: onnx.ModelProto, original: onnx.ModelProto) -> dict[str
     constants = onnx_graph.initializers(quantized)
     found = {}
     for node in original.graph.node:
-        name = node.input[1] if node.op_type in OPERATORS else ""
-        if f"{name}_quantized" not in constants:
+        if node.op_type not in OPERATORS:
+            continue
+        # ONNX Runtime since 1.32 gives the transposed weight of a Gemm a name of its own.
+        names = (node.input[1], f"{node.input[1]}_Transposed")
+        name = next((name for name in names if f"{name}_quantized" in constants), None)
+        if name is None:
             continue
         scale, zero_point = constants[f"{name}_scale"], constants[f"{name}_zero_point"]
         transposed = node.op_type == "Gemm" and onnx_graph.attribute(node, "transB", 0)
         axis = (0 if transposed else 1) if scale.size > 1 else None
-        found[name] = Numbers(str(zero_point.dtype), np.squeeze(scale), np.squeeze(zero_point), axis)
+        found[node.input[1]] = Numbers(str(zero_point.dtype), np.squeeze(scale), np.squeeze(zero_point), axis)
     return found
