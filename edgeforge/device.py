@@ -8,11 +8,11 @@ from __future__ import annotations
 import platform
 from functools import cache
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import yaml
 from platformdirs import user_config_path
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from edgeforge.core.errors import ConfigurationError
 from edgeforge.core.spec import Spec, perhaps
@@ -66,6 +66,19 @@ class DeviceProfile(Spec):
         default=None, description="Nominal peak of its fastest unit (10^12 operations a second; a product counts two)."
     )
     os: Fact[str] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_gpu_computes(cls, said: Any) -> Any:
+        """Whatever reaches a GPU is told to compute there: numbers of the CPU beside it would be taken for its own."""
+        if not isinstance(said, dict) or said.get("family") != "gpu" or said.get("link") is None:
+            return said
+        connection = said.get("connection", {})
+        if not isinstance(connection, dict):
+            return said  # refused by its type
+        if connection.get("processor", "cuda") != "cuda":
+            raise ValueError("what is measured of a GPU is computed by it: leave `processor` out of its connection")
+        return {**said, "connection": {**connection, "processor": "cuda"}}
 
     @property
     def layout(self) -> Layout:

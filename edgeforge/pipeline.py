@@ -14,7 +14,7 @@ from edgeforge.core import document, user_code
 from edgeforge.core.document import Document
 from edgeforge.core.errors import ConfigurationError
 from edgeforge.core.kinds import OneOf, discover
-from edgeforge.core.spec import Spec
+from edgeforge.core.spec import Spec, perhaps
 from edgeforge.core.stage import Stage
 from edgeforge.core.task import Task
 from edgeforge.exporters import Exporter
@@ -73,6 +73,13 @@ class Target(Spec):
         return self
 
 
+class DeviceBudgets(Spec):
+    """Limits on one device, in place of those on all of them."""
+
+    latency_ms: float | None = Field(default=None, gt=0, description="Highest median latency on it (ms).")
+    latency_ratio: float | None = Field(default=None, gt=0, description="Least times faster than the baseline on it.")
+
+
 class Budgets(Spec):
     """Limits every target must keep. A limit on what could not be measured is missed, unless allowed."""
 
@@ -90,12 +97,21 @@ class Budgets(Spec):
         description="Highest median latency on each device (ms; for a language model, of one token that it writes).",
     )
     latency_ratio: float | None = Field(default=None, gt=0, description="Least times faster than the baseline.")
+    devices: dict[str, DeviceBudgets] = Field(
+        default={}, description="Device by device, other limits on latency: {pixel_8: {latency_ms: 8}}."
+    )
     slower_than_parent: Literal["fail", "allow"] = Field(
         default="fail",
         description="What becomes of a target measured slower than what it came from: a quantized one than its "
         "unquantized file, one of a pruned or distilled model than the baseline.",
     )
     allow_unmeasured: bool = Field(default=False, description="Let a limit pass where its value could not be measured.")
+
+    def limit(self, metric: str, device: str | None = None) -> float | None:
+        """The limit on a metric (a field's name); on a device, its own before that of all."""
+        own = getattr(self.devices.get(device or ""), metric, None)
+        found: float | None = getattr(self, metric) if own is None else own
+        return found
 
 
 class Pipeline(Spec):
@@ -133,6 +149,14 @@ class Pipeline(Spec):
     def _distinct_targets(cls, value: tuple[Target, ...]) -> tuple[Target, ...]:
         _distinct((target.name for target in value), reserved="baseline")
         return value
+
+    @model_validator(mode="after")
+    def _limits_on_devices_of_targets(self) -> Self:
+        known = [device for target in self.targets for device in target.devices]
+        for device in self.budgets.devices:
+            if device not in known:
+                raise ValueError(perhaps("`budgets.devices`: no target names the device", device, sorted({*known})))
+        return self
 
 
 def _distinct(names: Iterable[str], *, reserved: str) -> None:

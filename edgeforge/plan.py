@@ -18,6 +18,7 @@ from edgeforge.data import DataSource
 from edgeforge.device import DeviceProfile, Layout, profile
 from edgeforge.estimators import estimator_for
 from edgeforge.exporters import Exporter
+from edgeforge.links import link_of
 from edgeforge.models import Model
 from edgeforge.pipeline import Pipeline, Target
 from edgeforge.quantizers import Quantizer
@@ -179,13 +180,16 @@ class _Builder:
     # -- the chain
 
     def chain(self) -> None:
+        self._warn_of_code(self.pipeline.task, "task")
         last = self.add("model", Initialize(kind="initialize", model=self.pipeline.model), {})
         untrained = self.pipeline.model.untrained()
         self._model_made(last, evaluate=not untrained)
         leading = True
         for position, stage in enumerate(self.pipeline.stages):
             where = f"stages[{position}]"
-            leading = leading and isinstance(stage, Train)
+            # What is written before a model with random weights learns is what it learns from.
+            writes = untrained and stage.makes_format() == "dataset"
+            leading = leading and (isinstance(stage, Train) or writes)
             last = self._chain_stage(stage, last, where, leading=leading)
         if untrained and not any(stage.distributed for stage in self.pipeline.stages):
             self.plan.warnings.append(
@@ -199,15 +203,18 @@ class _Builder:
         if evaluate:
             self.add(f"{name}.evaluate", Evaluate(kind="evaluate"), {"model": name, **self._reference(name)})
 
+    def _warn_of_code(self, spec: Spec, where: str) -> None:
+        for code in user_code.inside(spec):
+            path, _, function = code.function.rpartition(":")
+            self.plan.warnings.append(f"{where}: runs your code, with your rights: {path}, function {function}")
+
     def _chain_stage(self, stage: Stage, last: str, where: str, *, leading: bool) -> str:
         inputs = {"model": last}
         for role, source in stage.sources().items():
             inputs[role] = self._source(source, last, f"{where}.{role}", role=role)
         if isinstance(stage, Distill | Finetune):
             inputs |= self._answers(stage, inputs, where)
-        for code in user_code.inside(stage):
-            path, _, function = code.function.rpartition(":")
-            self.plan.warnings.append(f"{where}: runs your code, with your rights: {path}, function {function}")
+        self._warn_of_code(stage, where)
         # What recovers a pruned model is a step of its own: it must not change the pruning's key.
         alone = stage.model_copy(update={"recover": None}) if isinstance(stage, Prune) else stage
         name = self.add(self._free_name(stage.name or stage.kind), alone, inputs)
@@ -241,15 +248,10 @@ class _Builder:
         for role, teacher in stage.teacher.asked().items():
             if not isinstance(teacher, Cached):
                 continue
-            if self.pipeline.task.augments():
-                raise IncompatiblePlanError(
-                    "a cached teacher has answers about the images as they are, and the task's `augment` changes them",
-                    where=f"{where}.{role}",
-                    remedy="use `teacher: model`, or leave `augment` out of the task",
-                )
+            teacher.check_views(self.pipeline.task, f"{where}.{role}")
             asked = inputs[role]
             about = {"model": asked} | ({DATASET: inputs[DATASET]} if DATASET in inputs else {})
-            cache = Cache(precision=stage.precision, top_k=teacher.top_k)
+            cache = Cache(precision=stage.precision, top_k=teacher.top_k, views=teacher.views)
             found[role.replace(TEACHER, LOGITS, 1)] = self._once(f"{asked}.cache", cache, about)
         return found
 
@@ -305,10 +307,8 @@ class _Builder:
             )
         devices = [profile(name, where=f"{where}.devices") for name in target.devices]
         for device in devices:
-            if device.link is None:
-                known = estimator_for(device.name) is not None
-                why = "its latency is estimated, not measured" if known else "its rows will be absent"
-                self.plan.warnings.append(f"{target.name}: {device.name} cannot be reached yet; {why}")
+            if said := _not_at_hand(device, target.export.kind):
+                self.plan.warnings.append(f"{target.name}: {said}")
         if target.quantize is not None:
             target.quantize.check(target.export.kind)
             if advice := target.quantize.advice(target.export.kind, self.pipeline.task.reads):
@@ -340,6 +340,8 @@ class _Builder:
         self._probed(row, file, row)
         beside = {} if row == "baseline" else self._beside(row, model, target, inputs.get("unquantized"))
         for device in target.devices:
+            if _no_gpu(profile(device), target.export.kind):
+                continue
             if profile(device).link is not None:
                 benchmark = Benchmark(kind="benchmark", device=device)
                 self.add(f"{row}.benchmark.{device}", benchmark, {"model": file, **beside}, row)
@@ -377,6 +379,27 @@ class _Builder:
             return {}
         stage = Importance(kind="importance", tokens=tokens)
         return {"importance": self._once(f"{model}.importance", stage, {"model": model})}
+
+
+def _not_at_hand(device: DeviceProfile, format: str) -> str | None:
+    """What to know of a device before any work: why it will probably not be measured."""
+    if device.link is None:
+        known = estimator_for(device.name) is not None
+        why = "its latency is estimated, not measured" if known else "its rows will be absent"
+        return f"{device.name} cannot be reached yet; {why}"
+    if reason := _no_gpu(device, format):
+        return f"{device.name}: {reason}; its rows will be absent"
+    if reason := link_of(device.link, device.connection).missing():
+        return f"{device.name}: {reason}; unless it was measured before, its rows will be absent"
+    return None
+
+
+def _no_gpu(device: DeviceProfile, format: str) -> str | None:
+    """Why a GPU of this machine cannot run files of that format; of other devices that shows when they are asked."""
+    runtime = runtime_for(format)
+    if device.family != "gpu" or device.link != "local" or runtime is None:
+        return None
+    return link_of(device.link, device.connection).unavailable(runtime.kind)
 
 
 def _by_layout(target: Target, devices: list[DeviceProfile]) -> dict[str, list[DeviceProfile]]:

@@ -7,22 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
-
 import edgeforge
-from edgeforge import costs, provenance
-from edgeforge.budgets import against_parents, judge, source_row
-from edgeforge.comparison import RESAMPLES, Reference
-from edgeforge.comparison import paired_interval as paired_interval
+from edgeforge import costs, measurements, provenance
+from edgeforge.budgets import judge, source_row
+from edgeforge.comparison import Reference
 from edgeforge.core.artifact import Artifact, digest_files
 from edgeforge.core.report import (
     ArtifactRow,
-    BenchmarkConditions,
     Environment,
-    LatencyComparison,
-    MeasurementRow,
-    MetricComparison,
-    ParentComparison,
     Parity,
     Report,
     StageFacts,
@@ -31,6 +23,7 @@ from edgeforge.core.report import (
     StepResult,
 )
 from edgeforge.core.report_teacher import Cost
+from edgeforge.deltas import compared, deltas
 from edgeforge.environment import describe
 from edgeforge.models import tokenizer
 from edgeforge.plan import Plan, Step
@@ -76,6 +69,7 @@ def collect(
         warnings=tuple(dict.fromkeys((*plan.warnings, *said))),
         teacher=plan.lesson.title if plan.lesson else None,
         lineage=provenance.lineage(plan, results),
+        devices=measurements.devices(device for target in plan.targets.values() for device in target.devices),
     )
 
 
@@ -88,6 +82,7 @@ def _stage_row(step: Step, results: Results) -> StageRow:
     evaluation = _facts(results, f"{step.name}.evaluate")
     metrics, per_class = _metrics(evaluation)
     facts = {**(artifact.facts if artifact else {}), "metrics": metrics, "per_class_accuracy": per_class}
+    facts["prompt_groups"] = _prompt_groups(evaluation)
     return StageRow(
         name=step.name,
         kind=step.stage.kind,
@@ -105,6 +100,10 @@ def _metrics(evaluation: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
     found = evaluation.get("metrics") or {}
     scalars = {name: value for name, value in found.items() if not isinstance(value, Mapping)}
     return scalars, dict(found.get("per_class_accuracy") or {})
+
+
+def _prompt_groups(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    return dict((evaluation.get("metrics") or {}).get("prompt_groups") or {})
 
 
 # -- files
@@ -168,6 +167,7 @@ def _artifact_row(plan: Plan, results: Results, row: str, baseline: ArtifactRow 
         metrics_reason=evaluation.get("reason"),
         metrics_runtime=evaluation.get("runtime"),
         per_class_accuracy=per_class,
+        prompt_groups=_prompt_groups(evaluation),
         parity=Parity.model_validate(verified.get("parity") or {}),
         checks=verified.get("checks") or (),
         fidelity=verified.get("fidelity"),
@@ -175,13 +175,13 @@ def _artifact_row(plan: Plan, results: Results, row: str, baseline: ArtifactRow 
         golden=_golden(row, verified) if status == "shipped" else None,
         files=dict(artifact.files) if artifact else {},
         warnings=tuple(text for name in _names(plan, source) for text in _warnings(results, name)),
-        **_benchmarks(plan, results, source, devices),
+        **measurements.of_row(plan, results, source, devices),
     )
     if baseline is None:
         return found
     headline = next(iter(baseline.metrics), None)
-    compared = _compared(_evaluation(plan, results, source), _evaluation(plan, results, BASELINE), headline)
-    return found.model_copy(update={"deltas": deltas(found, baseline), "comparison": compared})
+    beside = compared(_evaluation(plan, results, source), _evaluation(plan, results, BASELINE), headline)
+    return found.model_copy(update={"deltas": deltas(found, baseline), "comparison": beside})
 
 
 def _golden(row: str, verified: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -251,36 +251,6 @@ def _lineage(plan: Plan, results: Results, row: str) -> dict[str, Any]:
     }
 
 
-def _benchmarks(plan: Plan, results: Results, row: str, devices: Sequence[str]) -> dict[str, Any]:
-    measurements: list[MeasurementRow] = []
-    latency: list[LatencyComparison] = []
-    parents: list[ParentComparison] = []
-    conditions: list[BenchmarkConditions] = []
-    for step in (*_steps(plan, row, "benchmark"), *_steps(plan, row, "estimate")):
-        facts = _facts(results, step.name)
-        measurements += [MeasurementRow.model_validate(item) for item in facts.get("measurements", ())]
-        if facts.get("latency"):
-            latency.append(LatencyComparison.model_validate(facts["latency"]))
-        parents += against_parents(plan, row, step, facts)
-        result = results.get(step.name)
-        known = {name: facts[name] for name in ("threads", "min_sample_ms", "floor") if name in facts}
-        why = facts.get("reason") or (result.error if result else "not reached")
-        device = getattr(step.stage, "device", "")
-        conditions.append(
-            BenchmarkConditions.model_validate(
-                {**known, **facts.get("conditions", {}), "device": device, "reason": why}
-            )
-        )
-    for device in sorted(set(devices) - {item.device for item in conditions}):
-        conditions.append(BenchmarkConditions(device=device, reason="this device cannot be reached from here yet"))
-    return {
-        "measurements": tuple(measurements),
-        "latency": tuple(latency),
-        "parents": tuple(parents),
-        "conditions": tuple(conditions),
-    }
-
-
 # -- against the teacher
 
 
@@ -298,77 +268,6 @@ def _beside_teacher(plan: Plan, results: Results, rows: Sequence[ArtifactRow]) -
             cost = costs.of(plan, results, row, source=source, made=file_step(plan, source).name)
         found.append(row.model_copy(update={"against_teacher": against, "costs": cost}))
     return found
-
-
-# -- against the baseline
-
-
-def deltas(row: ArtifactRow, baseline: ArtifactRow) -> dict[str, float | None]:
-    """Ratios are baseline over row (4: four times smaller, faster); metrics are row minus baseline."""
-    found: dict[str, float | None] = {
-        "size_ratio": baseline.bytes / row.bytes if row.bytes and baseline.bytes else None,
-        "latency_ratio": row.latency[0].ratio if row.latency else None,
-    }
-    for name, value in row.metrics.items():
-        before = baseline.metrics.get(name)
-        found[name] = value - before if value is not None and before is not None else None
-    return found
-
-
-def _compared(row: Artifact | None, baseline: Artifact | None, headline: str | None) -> MetricComparison | None:
-    """Predictions of two evaluated files side by side; None where one of them could not be evaluated.
-
-    The interval is that of a difference of accuracies: it is left out where another metric is the headline.
-    """
-    if row is None or baseline is None:
-        return None
-    if "nll.npy" in row.files and "nll.npy" in baseline.files:
-        return _compared_texts(row, baseline)
-    if "logits.npy" not in row.files or "logits.npy" not in baseline.files:
-        return None
-    after = np.load(row.path / "logits.npy", allow_pickle=False).argmax(axis=-1)
-    before = np.load(baseline.path / "logits.npy", allow_pickle=False).argmax(axis=-1)
-    agreement = float((after == before).mean())
-    if "labels.npy" not in row.files or headline != "accuracy":
-        return MetricComparison(n=len(after), agreement=agreement)
-    labels = np.load(row.path / "labels.npy", allow_pickle=False)
-    gained = int(((after == labels) & (before != labels)).sum())
-    lost = int(((after != labels) & (before == labels)).sum())
-    return MetricComparison(
-        n=len(after),
-        agreement=agreement,
-        difference=(gained - lost) / len(after),
-        ci95=paired_interval(gained, lost, len(after)),
-    )
-
-
-def _compared_texts(row: Artifact, baseline: Artifact) -> MetricComparison | None:
-    """Two evaluated language models, token by token; None where they read the texts as different tokens.
-
-    Both agree where they find the same token likeliest; ids of another vocabulary are not those of the reference.
-
-    The difference is that of perplexities; its interval is a bootstrap over windows (Efron, 1979).
-    """
-    pairs = {}
-    for name in ("nll", "scored", "likeliest"):
-        pairs[name] = [np.load(item.path / f"{name}.npy", allow_pickle=False) for item in (row, baseline)]
-    scored, before = pairs["scored"]
-    same_ids = all("top1.npy" in item.files for item in (row, baseline))
-    if not same_ids or scored.shape != before.shape or not np.array_equal(scored, before):
-        return None
-    sums = np.stack([np.where(scored, values, 0.0).sum(axis=1, dtype=np.float64) for values in pairs["nll"]])
-    counts = scored.sum(axis=1)
-    drawn = np.random.RandomState(0).randint(len(counts), size=(RESAMPLES, len(counts)))
-    perplexities = np.exp(sums[:, drawn].sum(axis=2) / counts[drawn].sum(axis=1))
-    low, high = np.percentile(perplexities[0] - perplexities[1], [2.5, 97.5])
-    after_all, before_all = np.exp(sums.sum(axis=1) / counts.sum())
-    agreement = (pairs["likeliest"][0] == pairs["likeliest"][1])[scored.astype(bool)].mean()
-    return MetricComparison(
-        n=int(counts.sum()),
-        agreement=float(agreement),
-        difference=float(after_all - before_all),
-        ci95=(float(low), float(high)),
-    )
 
 
 # -- looking things up

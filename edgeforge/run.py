@@ -359,7 +359,8 @@ def _place(row: str, artifact: Artifact | None, home: str | None, out: Path) -> 
 
 
 def _missed(budget: BudgetRow) -> str:
-    said = f"{budget.target}: {budget.metric} is {budget.value}, the limit is {budget.limit}"
+    where = f" on {budget.device}" if budget.device else ""
+    said = f"{budget.target}: {budget.metric}{where} is {budget.value}, the limit is {budget.limit}"
     return f"{said} ({budget.reason})" if budget.reason else said
 
 

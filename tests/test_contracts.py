@@ -89,6 +89,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "students.width": {"multiple": 0.5},
     "students.layers": {"every": 2},
     "students.config": {"architecture": "resnet"},
+    "quantizers.int8_coreml": {"samples": 16},
     "quantizers.int8_openvino": {"samples": 16},
     "quantizers.int8_static": {"samples": 16},
     "quantizers.smooth_quant": {"samples": 16},

@@ -13,10 +13,12 @@ from edgeforge import device
 from edgeforge.core.errors import ConfigurationError
 from edgeforge.device import DeviceProfile, Fact, profiles, shipped_folder
 from edgeforge.estimators.fitted import fits_of
+from edgeforge.links import link_of
 
 SHIPPED = [path.stem for path in sorted(shipped_folder().glob("*.yaml"))]
 WANTED = [
     "host_cpu",
+    "host_gpu",
     "browser",
     "apple_m3",
     "apple_m4",
@@ -108,3 +110,35 @@ def test_a_users_own_file_takes_the_place_of_a_shipped_one(own: Path) -> None:
     (own / "raspberry_pi_5.yaml").write_text(text, encoding="utf-8")
     assert profiles()["raspberry_pi_5"].link == "ssh"
     assert profiles()["raspberry_pi_5"].cpu is not None
+
+
+def test_a_gpu_computes_over_whatever_reaches_it(own: Path) -> None:
+    """A row that the CPU beside it computed would be an invented one."""
+    assert profiles()["host_gpu"].connection == {"processor": "cuda"}
+    assert profiles()["h100"].connection == {}, "nothing reaches it"
+    (own / "h100.yaml").write_text("link: ssh\nconnection: {host: box}\n", encoding="utf-8")
+    (own / "pixel_8.yaml").write_text("link: ssh\nconnection: {host: phone}\n", encoding="utf-8")
+    profiles.cache_clear()
+    assert profiles()["h100"].connection == {"host": "box", "processor": "cuda"}
+    assert profiles()["pixel_8"].connection == {"host": "phone"}
+    for name, found in profiles().items():
+        if found.link is not None:
+            link_of(found.link, found.connection)  # understands what is said to it
+            assert ("processor" in found.connection) == (found.family == "gpu"), name
+
+
+def test_a_gpu_that_is_told_to_use_the_cpu_is_refused(own: Path) -> None:
+    (own / "l4.yaml").write_text("link: local\nconnection: {processor: cpu}\n", encoding="utf-8")
+    profiles.cache_clear()
+    with pytest.raises(ConfigurationError, match="leave `processor` out"):
+        profiles()
+
+
+def test_a_link_that_cannot_use_a_gpu_is_refused(own: Path) -> None:
+    (own / "l4.yaml").write_text("link: adb\n", encoding="utf-8")
+    profiles.cache_clear()
+    found = profiles()["l4"]
+    with pytest.raises(ConfigurationError, match="unknown key 'processor'"):
+        link_of(str(found.link), found.connection)
+    native = link_of("ssh", {"host": "box", "runner": "native", "processor": "cuda"})
+    assert "runner: python" in str(native.unavailable("onnxruntime"))

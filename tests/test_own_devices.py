@@ -83,3 +83,10 @@ def test_a_mistake_in_it_is_one_line(write, text: str, message: str) -> None:
     write("my_board.yaml", text)
     with pytest.raises(ConfigurationError, match=message):
         device.profile("my_board")
+
+
+def test_a_link_that_is_not_there_is_named(write) -> None:
+    write("my_board.yaml", BOARD.replace("link: ssh", "link: shh"))
+    found = device.profile("my_board")
+    with pytest.raises(ConfigurationError, match="unknown link 'shh'; perhaps you meant 'ssh'"):
+        link_of(str(found.link), found.connection)

@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 
 from edgeforge.budgets import judge
+from edgeforge.comparison import paired_interval
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.report import ArtifactRow, Report, StepResult
 from edgeforge.core.stage import Stage
+from edgeforge.deltas import compared_texts
 from edgeforge.exporters.onnx import Onnx
 from edgeforge.models.config import Config
 from edgeforge.pipeline import Budgets, Pipeline, Target
 from edgeforge.plan import Plan, Step
 from edgeforge.quantizers.int8_static import Int8Static
-from edgeforge.report import _compared_texts, collect, file_step, folder_of, paired_interval, status_of
+from edgeforge.report import collect, file_step, folder_of, status_of
 from edgeforge.stages.benchmark import Benchmark
 from edgeforge.stages.evaluate import Evaluate
 from edgeforge.stages.export import Export
@@ -267,12 +269,12 @@ def test_texts_are_compared_token_by_token(tmp_path: Path) -> None:
     nan, wrong = float("nan"), np.zeros((2, 3), dtype=bool)  # neither ever says what the reference does
     before = evaluated("before", [[1, 2, nan], [1, 1, nan]], [[5, 6, 0], [7, 8, 0]], top1=wrong)
     after = evaluated("after", [[1, 3, nan], [1, 2, nan]], [[5, 9, 1], [7, 3, 1]], top1=wrong)
-    found = _compared_texts(after, before)
+    found = compared_texts(after, before)
     assert found is not None
     assert (found.n, found.agreement) == (4, 0.5)
     assert found.difference == pytest.approx(math.exp(7 / 4) - math.exp(5 / 4))
     other_ids = evaluated("cut", [[1, 3, nan], [1, 2, nan]], [[5, 9, 1], [7, 3, 1]])
-    assert _compared_texts(other_ids, before) is None
+    assert compared_texts(other_ids, before) is None
 
 
 def test_a_file_that_failed_is_quarantined(run: Run) -> None:

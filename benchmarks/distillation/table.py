@@ -6,85 +6,166 @@ python -m benchmarks.distillation.table
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.distillation.images import ROWS, STEPS, names
+from benchmarks.distillation import images, mails
 from benchmarks.measuring import SEEDS, interval, mean, read_row
 
 README = Path(__file__).parent / "README.md"
 LABELS, SOFT, REFERENCE = "labels", "soft_targets", "reference"
+GENERAL, TASK = "general_then_task", "task_only"
 
 
-def rows_of(name: str) -> list[dict[str, Any]]:
-    found = (read_row(ROWS / f"images-{name}-seed{seed}.json") for seed in SEEDS)
-    return [row for row in found if row is not None]
+@dataclass(frozen=True)
+class Rows:
+    """The raw rows of one student, by name, and its headline: a metric of the whole test split, in percent."""
 
+    data: str
+    names: Sequence[str]
+    metric: str
 
-def accuracy(row: dict[str, Any]) -> float:
-    """Of the chain's last model on the whole test split, in percent."""
-    return 100 * float(list(row["test"].values())[-1]["accuracy"])
+    def of(self, name: str) -> list[dict[str, Any]]:
+        found = (read_row(images.ROWS / f"{self.data}-{name}-seed{seed}.json") for seed in SEEDS)
+        return [row for row in found if row is not None]
 
+    def there(self) -> int:
+        return sum(len(self.of(name)) for name in self.names)
 
-def gain(name: str, other: str) -> list[float]:
-    """Points of one row over another, seed by seed, where both are there."""
-    theirs = {row["seed"]: accuracy(row) for row in rows_of(other)}
-    return [accuracy(row) - theirs[row["seed"]] for row in rows_of(name) if row["seed"] in theirs]
+    def values(self, name: str) -> list[float]:
+        """Of the chain's last model."""
+        return [self._value(row) for row in self.of(name)]
 
+    def _value(self, row: dict[str, Any]) -> float:
+        return 100 * float(last_test(row)[self.metric])
 
-def seconds(name: str) -> str:
-    found = [sum(stage["seconds"] for stage in row["stages"]) for row in rows_of(name) if "stages" in row]
-    return f"{statistics.median(found):.0f}" if found else ""
+    def gain(self, name: str, other: str) -> list[float]:
+        """Points of one row over another, seed by seed, where both are there."""
+        theirs = {row["seed"]: self._value(row) for row in self.of(other)}
+        return [self._value(row) - theirs[row["seed"]] for row in self.of(name) if row["seed"] in theirs]
 
+    def verdict(self, name: str, other: str) -> str:
+        found = self.gain(name, other)
+        if len(found) < 2:
+            return "missing"
+        half, middle = interval(found), statistics.mean(found)
+        if abs(middle) <= half:
+            return "no difference seen"
+        return "better" if middle > 0 else "worse"
 
-def verdict(name: str, other: str) -> str:
-    found = gain(name, other)
-    if len(found) < 2:
-        return "missing"
-    half, middle = interval(found), statistics.mean(found)
-    if abs(middle) <= half:
-        return "no difference seen"
-    return "better" if middle > 0 else "worse"
+    def compared(self, name: str, other: str) -> str:
+        return f"{self.verdict(name, other)} ({mean(self.gain(name, other))} points)"
 
+    def seconds(self, name: str) -> str:
+        found = [sum(stage["seconds"] for stage in row["stages"]) for row in self.of(name) if "stages" in row]
+        return f"{statistics.median(found):.0f}" if found else ""
 
-def main() -> None:
-    there = sum(len(rows_of(name)) for name in names())
-    lines = [
-        "# Every form of distillation on one student",
-        "",
-        f"Written by `table.py` from the raw rows in `rows/`; do not edit. {there} of {len(names()) * len(SEEDS)} "
-        "rows are there.",
-        "",
-        f"Fashion-MNIST, a ResNet of 0.09 M parameters, {STEPS} steps of 128 images for each student, accuracy on the "
-        "whole test split. Each generation of `born_again`, the first of which is taught by labels, and both "
-        "stages of `assistant` take as many steps; `mutual` trains two students at once. The teachers are those of "
-        "benchmarks/fashion_mnist; rows from `mutual` on have none. Weights and temperatures are the papers' or the "
-        "defaults, none was tuned. Means over the seeds with 95 % intervals (t); differences are taken seed by seed. "
-        "Seconds are the median of all stages, on whatever else the machine had to do.",
-        "",
-        "| row | accuracy % | points over `labels` | | points over `soft_targets` | | seconds |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name in names():
-        values = [accuracy(row) for row in rows_of(name)]
-        over = [
-            f"{mean(gain(name, other))} | {verdict(name, other)}" if name != other else " | "
-            for other in (LABELS, SOFT)
+    def table(self, names: Sequence[str]) -> list[str]:
+        title = self.metric.replace("_", " ")
+        lines = [
+            f"| row | {title} % | points over `{LABELS}` | | points over `{SOFT}` | | seconds |",
+            "|---|---|---|---|---|---|---|",
         ]
-        lines.append(f"| {name} | {mean(values)} | {' | '.join(over)} | {seconds(name)} |")
-    lines += [
+        for name in names:
+            over = [
+                f"{mean(self.gain(name, other))} | {self.verdict(name, other)}" if name != other else " | "
+                for other in (LABELS, SOFT)
+            ]
+            lines.append(f"| {name} | {mean(self.values(name))} | {' | '.join(over)} | {self.seconds(name)} |")
+        return lines
+
+
+IMAGES = Rows("images", images.names(), "accuracy")
+MAILS = Rows("mails", mails.names(), "macro_f1")
+
+
+def last_test(row: dict[str, Any]) -> dict[str, Any]:
+    """Metrics of the chain's last model."""
+    found: dict[str, Any] = list(row["test"].values())[-1]
+    return found
+
+
+def about_images() -> list[str]:
+    omitted = list(images.left_out())
+    lines = [
+        "## Images",
         "",
-        f"- Soft targets beat labels alone: {verdict(SOFT, LABELS)} ({mean(gain(SOFT, LABELS))} points).",
-        f"- `reference` is `soft_targets` by hand in plain torch, with other draws: {verdict(REFERENCE, SOFT)} "
-        f"({mean(gain(REFERENCE, SOFT))} points).",
+        f"Fashion-MNIST, a ResNet of 0.09 M parameters, {images.STEPS} steps of 128 images for each student, accuracy "
+        "on the whole test split. Each generation of `born_again`, the first of which is taught by labels, and both "
+        "stages of `assistant` take as many steps; `mutual` trains two students at once. The teachers are those of "
+        "benchmarks/fashion_mnist; rows from `mutual` on have none.",
+        "",
+        *IMAGES.table([name for name in IMAGES.names if name not in omitted]),
+        "",
+        f"- Soft targets beat labels alone: {IMAGES.compared(SOFT, LABELS)}.",
+        f"- `{REFERENCE}` is `{SOFT}` by hand in plain torch, with other draws: {IMAGES.compared(REFERENCE, SOFT)}.",
     ]
-    for row in rows_of("born_again"):
+    for row in IMAGES.of("born_again"):
         facts = row["stages"][-1]["facts"]
         said = [*(one["accuracy"] for one in [facts["teacher"], *facts["generations"]]), facts["ensemble"]["accuracy"]]
         lines.append(
             f"- `born_again`, seed {row['seed']}, on the validation split: labels {said[0]:.4f}, then "
             f"{', '.join(f'{value:.4f}' for value in said[1:-1])}, their ensemble {said[-1]:.4f}."
         )
+    return [*lines, "", *without_a_class(omitted)]
+
+
+def without_a_class(names: Sequence[str]) -> list[str]:
+    """Hinton's experiment: what is known of a class that was never shown."""
+    lines = [
+        f"Students that were never shown the class {images.OMITTED} (Hinton, Vinyals and Dean, 2015, section 3). The "
+        "bias is the number that, added to the class's logit, gets most of the validation split right; the columns "
+        "before it are the test split's.",
+        "",
+        f"| row | all classes % | {images.OMITTED} % | its share of validation right % | bias | with it % |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in names:
+        rows = IMAGES.of(name)
+        mine = [100 * last_test(row)["per_class_accuracy"][images.OMITTED] for row in rows]
+        facts = [row["stages"][-1]["facts"]["transfer"]["omitted"] for row in rows]
+        said = [
+            mean([scale * one[key] for one in facts])
+            for key, scale in (("accuracy", 100), ("bias", 1), ("accuracy_with_bias", 100))
+        ]
+        lines.append(f"| {name} | {mean(IMAGES.values(name))} | {mean(mine)} | {' | '.join(said)} |")
+    return lines
+
+
+def about_mails() -> list[str]:
+    return [
+        "## Mails",
+        "",
+        f"SpamAssassin, a BERT with two blocks of MiniLM's width and fresh weights, taught on every second training "
+        f"mail, cut at {mails.LENGTH} tokens, {mails.STEPS} steps of 32; macro F1 on all test mails. The teacher is "
+        "MiniLM fine-tuned on the whole training part (benchmarks/spam). `task_only` and `general_then_task` are "
+        "TinyBERT's two phases, half of the steps each; the latter's first reads paragraphs of a novel and is taught "
+        "by MiniLM as it was before fine-tuning.",
+        "",
+        *MAILS.table(MAILS.names),
+        "",
+        f"- Soft targets beat labels alone: {MAILS.compared(SOFT, LABELS)}.",
+        f"- General texts first against the task's own: {MAILS.compared(GENERAL, TASK)}.",
+    ]
+
+
+def main() -> None:
+    there, wanted = IMAGES.there() + MAILS.there(), (len(IMAGES.names) + len(MAILS.names)) * len(SEEDS)
+    lines = [
+        "# Every form of distillation on one student",
+        "",
+        f"Written by `table.py` from the raw rows in `rows/`; do not edit. {there} of {wanted} rows are there.",
+        "",
+        "Weights and temperatures are the papers' or the defaults, none was tuned. Means over the seeds with 95 % "
+        "intervals (t); differences are taken seed by seed. Seconds are the median of all stages, on whatever else "
+        "the machine had to do.",
+        "",
+        *about_images(),
+        "",
+        *about_mails(),
+    ]
     README.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"wrote {README.name}")
 

@@ -1,9 +1,10 @@
 """How weights are rounded to four bits: to the nearest, by GPTQ, by HQQ and with AWQ's scales, on real models.
 
 Each model is quantized in torch by `int4_weights` (block 32, symmetric, calibrated on training samples) and compared
-with itself in float on test samples: the Kullback-Leibler divergence of its answers (nats, per sample or per token),
-with a bootstrap interval over samples (windows of tokens) of the difference to `nearest`. Files of all formats hold
-these integers, so this is what every runtime gets.
+with itself in float on test samples: the Kullback-Leibler divergence of its answers (nats, per sample or per token) and
+the mean squared error of its logits (less their mean, which changes no answer), with a bootstrap interval over samples
+(windows of tokens) of the difference to `nearest`. Files of all formats hold these integers, so this is what every
+runtime gets. Rows are raw results in rows/, README.md is drawn from them after each.
 
     python -m benchmarks.rounding.run --mails data/spam_assassin --mail-model data/spam-bench/teacher-mail-seed0
     python -m benchmarks.rounding.run --texts data/state_of_the_union --gguf data/smollm2_135m.gguf
@@ -13,8 +14,10 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,7 @@ from edgeforge.quantizers.int4_weights import Int4Weights
 from edgeforge.stages.initialize import Initialize
 
 ROWS = Path(__file__).parent / "rows"
+README = ROWS.parent / "README.md"
 METHODS: dict[str, dict[str, Any]] = {
     "nearest": {},
     "gptq": {"rounding": "gptq"},
@@ -80,11 +84,28 @@ def divergences(clean: list[torch.Tensor], moved: list[torch.Tensor]) -> np.ndar
     return np.array([float((one.exp() * (one - other)).sum(-1).mean()) for one, other in pairs])
 
 
+def logit_errors(clean: list[torch.Tensor], moved: list[torch.Tensor]) -> np.ndarray:
+    """Mean squared difference of centred logits, the mean of each sample's tokens."""
+    found = []
+    for one, other in zip(clean, moved, strict=True):
+        apart = one - other
+        found.append(float((apart - apart.mean(-1, keepdim=True)).square().mean()))
+    return np.array(found)
+
+
+def summary(moved: np.ndarray, nearest: np.ndarray) -> dict[str, Any]:
+    """The mean, and how much less it is than that of `nearest`, with a paired bootstrap interval."""
+    drawn = np.random.RandomState(0).randint(len(moved), size=(RESAMPLES, len(moved)))
+    low, high = np.percentile((moved - nearest)[drawn].mean(axis=1), [2.5, 97.5])
+    apart = float((moved - nearest).mean())
+    return {"mean": float(moved.mean()), "less_than_nearest": apart, "ci95": [float(low), float(high)]}
+
+
 def race(name: str, folder: Path, task: Task, *, samples: int, count: int) -> None:
     """Every method on one model."""
     clean = answers(folder, task, count)
     found: dict[str, Any] = {}
-    nearest = np.zeros(0)
+    nearest: dict[str, np.ndarray] = {}
     for method, options in METHODS.items():
         with tempfile.TemporaryDirectory() as scratch:
             quantizer = Int4Weights(samples=samples, **options)
@@ -97,20 +118,42 @@ def race(name: str, folder: Path, task: Task, *, samples: int, count: int) -> No
                 found[method] = {"refused": error.what}
                 continue
             seconds = time.monotonic() - began
-            moved = divergences(clean, answers(Path(scratch), task, count))
+            moved = answers(Path(scratch), task, count)
+        own = {"kld": divergences(clean, moved), "logit_error": logit_errors(clean, moved)}
         if method == "nearest":
-            nearest = moved
-        drawn = np.random.RandomState(0).randint(len(moved), size=(RESAMPLES, len(moved)))
-        low, high = np.percentile((moved - nearest)[drawn].mean(axis=1), [2.5, 97.5])
-        found[method] = {
-            "mean_kld": float(moved.mean()),
-            "less_than_nearest": float((moved - nearest).mean()),
-            "ci95": [float(low), float(high)],
-            "seconds": round(seconds, 1),
-        }
+            nearest = own
+        found[method] = {key: summary(values, nearest[key]) for key, values in own.items()}
+        found[method]["seconds"] = round(seconds, 1)
         print(name, method, found[method], flush=True)
     result = {"model": name, "calibration_samples": samples, "test_samples": len(clean), "methods": found}
     write_row(ROWS / f"{name}.json", {**result, "environment": describe()})
+    README.write_text("\n".join(table()) + "\n", encoding="utf-8")
+
+
+def table() -> Iterator[str]:
+    """README.md, from the rows that are there."""
+    yield from ("# Rounding to four bits", "", "Written by `run.py` from the raw rows in `rows/`; do not edit.", "")
+    yield (
+        "`int4_weights`, block 32, symmetric, calibrated on training samples; the model is compared with itself in "
+        "float on test samples. In brackets the paired 95 % interval (bootstrap) of the difference to `nearest`."
+    )
+    for path in sorted(ROWS.glob("*.json")):
+        row = json.loads(path.read_text(encoding="utf-8"))
+        yield from ("", f"## {row['model']}, {row['test_samples']} test samples", "")
+        yield "| method | KLD, nats | against nearest | squared logit error | against nearest | seconds |"
+        yield "|---|---|---|---|---|---|"
+        for method, own in row["methods"].items():
+            if "refused" in own:
+                yield f"| {method} | refused: {own['refused']} | | | | |"
+                continue
+            cells = []
+            for key in ("kld", "logit_error"):
+                less, (low, high) = own[key]["less_than_nearest"], own[key]["ci95"]
+                cells += [
+                    f"{own[key]['mean']:.3g}",
+                    "" if method == "nearest" else f"{less:.2g} [{low:.2g}, {high:.2g}]",
+                ]
+            yield f"| {method} | {' | '.join(cells)} | {own['seconds']:.0f} |"
 
 
 def main() -> None:
@@ -127,7 +170,7 @@ def main() -> None:
         files = {part: str(options.mails / name) for part, name in parts.items()}
         data = {"kind": "jsonl", **files}
         mails = task_of(kind="text_classification", data=data, max_length=128, tokenizer=str(options.mail_model))
-        race("minilm-mails", options.mail_model, mails, samples=128, count=500)
+        race("minilm-mails", options.mail_model, mails, samples=128, count=1177)
     if options.texts:
         files = {part: str(options.texts / name) for part, name in parts.items()}
         with tempfile.TemporaryDirectory() as scratch:

@@ -37,7 +37,8 @@ CUTS: dict[str, dict[str, str]] = {"mail": {}, "subject": {"text": "subject"}, "
 FINE_TUNING = {"batch_size": 32, "learning_rate": 5e-5, "epochs": 2}
 RECIPE = {"batch_size": 32, "learning_rate": 5e-4, "epochs": 8}
 RECOVERY = {"batch_size": 32, "learning_rate": 3e-4, "epochs": 3}
-FEW_STEPS = 400
+FEW_STEPS = 1050
+"""As many as eight epochs of all mails have, which the other students learn for."""
 TAUGHT = [{"kind": "soft_targets", "temperature": 2, "weight": 0.9}, {"kind": "hard_labels", "weight": 0.1}]
 LABELS = [{"kind": "hard_labels"}]
 

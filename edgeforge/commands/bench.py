@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import random
 from collections.abc import Iterator, Mapping
@@ -14,17 +15,18 @@ from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
 
-from edgeforge import gguf_file
+from edgeforge import gguf_file, measurements
 from edgeforge.commands import _gguf
 from edgeforge.commands.summary import read
 from edgeforge.core.artifact import Artifact, digest_files, hash_folder
 from edgeforge.core.errors import ConfigurationError, EnvironmentProblem
-from edgeforge.core.report import ArtifactRow, LatencyComparison, MeasurementRow
+from edgeforge.core.report import ArtifactRow, LatencyComparison, MeasurementRow, Report
 from edgeforge.core.stage import Job, Progress
 from edgeforge.core.task import Input, Interface, Task, Tokens
 from edgeforge.device import profile
 from edgeforge.pipeline import Pipeline, load
 from edgeforge.renderers import _text as text
+from edgeforge.renderers import write_all
 from edgeforge.stages.benchmark import Benchmark
 
 DEVICE = "host_cpu"
@@ -67,8 +69,9 @@ def file_name(stage: Benchmark) -> str:
 def measure(folder: Path, *, stage: Benchmark, console: Console) -> dict[str, Mapping[str, Any]]:
     """Artifact name -> facts of a benchmark beside the baseline, written to ``bench.json`` too.
 
-    A device that is lost halfway leaves what was measured until then. Raises ConfigurationError where the folder
-    holds no finished run, EnvironmentProblem or DeviceProblem where nothing can be measured.
+    The run's report takes in what it lacks (`measurements.taken_in`) and is drawn again. A device that is lost halfway
+    leaves what was measured until then. Raises ConfigurationError where the folder holds no finished run,
+    EnvironmentProblem or DeviceProblem where nothing can be measured.
     """
     report = read(folder)
     pipeline = load(folder / "pipeline.yaml")
@@ -81,7 +84,17 @@ def measure(folder: Path, *, stage: Benchmark, console: Console) -> dict[str, Ma
     finally:
         if found:
             _write(folder / file_name(stage), found)
+            _into_report(report, found, stage, folder)
     return found
+
+
+def _into_report(report: Report, found: Mapping[str, Mapping[str, Any]], stage: Benchmark, folder: Path) -> None:
+    created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    source = {"file": file_name(stage), "created": created}
+    try:
+        write_all(measurements.taken_in(report, stage.device, found, source=source), folder)
+    except OSError as error:
+        raise EnvironmentProblem(f"the report cannot be written: {error.strerror}", where=str(folder)) from error
 
 
 def measure_file(path: Path, *, stage: Benchmark, console: Console) -> dict[str, Mapping[str, Any]]:

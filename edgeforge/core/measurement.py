@@ -10,6 +10,10 @@ from typing import Literal
 from edgeforge.core.spec import Spec
 
 Origin = Literal["measured", "emulated", "estimated"]
+Difference = Literal["faster", "slower", "no difference shown"]
+
+SAME_FILE_MOVES = 0.02
+"""How far apart two copies of one file may be timed in one process without anything being called different."""
 
 
 class Measurement(Spec):
@@ -37,6 +41,22 @@ class Measurement(Spec):
     def ci95(self) -> tuple[float, float]:
         """Bootstrap 95 % interval of the median."""
         return bootstrap_median(self.samples)
+
+
+def difference(ci95: tuple[float, float]) -> Difference:
+    """What the 95 % interval of a ratio of times, before / after, shows.
+
+    The rounds of one process say how sure its ratio is, and nothing of where it happened to put each file in memory,
+    which stays the same for all of them: two copies of one file differ in one process, and the other way about in the
+    next (Mytkowicz et al., 2009, "Producing Wrong Data Without Doing Anything Obviously Wrong!"; Kalibera and Jones,
+    2013, "Rigorous Benchmarking in Reasonable Time"). So the whole interval must be further from 1 than
+    `SAME_FILE_MOVES`; a smaller difference is not shown by one process, however many its rounds.
+    `benchmarks/honest_timing` counts how often that is wrong.
+    """
+    low, high = ci95
+    if low > 1 + SAME_FILE_MOVES:
+        return "faster"
+    return "slower" if high < 1 / (1 + SAME_FILE_MOVES) else "no difference shown"
 
 
 def percentile(samples: Sequence[float], q: float) -> float:

@@ -12,16 +12,27 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from edgeforge.core.artifact import Artifact
-from edgeforge.core.measurement import Measurement, Origin
+from edgeforge.core.report_device import Basis as Basis
+from edgeforge.core.report_device import BenchmarkConditions as BenchmarkConditions
+from edgeforge.core.report_device import DeviceRow as DeviceRow
+from edgeforge.core.report_device import LatencyComparison as LatencyComparison
+from edgeforge.core.report_device import MeasurementRow as MeasurementRow
+from edgeforge.core.report_device import OnDevice as OnDevice
+from edgeforge.core.report_device import ParentComparison as ParentComparison
+from edgeforge.core.report_device import Sustained as Sustained
+from edgeforge.core.report_device import Verdict as Verdict
 from edgeforge.core.report_part import Part as _Part
 from edgeforge.core.report_part import finite as finite
 from edgeforge.core.report_teacher import Cost, Lineage, TeacherComparison
 
-FALLING = frozenset({"perplexity", "bits_per_byte", "mean_kld", "p99_kld"})
+FALLING = frozenset(
+    {"perplexity", "bits_per_byte", "mean_kld", "p99_kld", "tokens_per_answer", "tokens_per_answer_direct"}
+)
 """Metrics that improve by falling. They are plain numbers; every other metric is a share, 1 at best."""
 
 Status = Literal["shipped", "quarantined", "absent"]
-Verdict = Literal["faster", "slower", "no difference shown"]
+PromptGroups = dict[str, dict[str, float | None]]
+"""What became of a group of prompts: how many there are (`prompts`), and their metrics."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,7 @@ class StageFacts(_Part):
     macs: int | None = None
     metrics: dict[str, float | None] = {}
     per_class_accuracy: dict[str, float | None] = {}
+    prompt_groups: PromptGroups = {}
 
 
 class StageRow(_Part):
@@ -106,67 +118,6 @@ class Fidelity(_Part):
     metric: str | None = None
     metric_drop: float | None = None
     samples: int | None = None
-
-
-class MeasurementRow(_Part):
-    """One quantity on one device: statistics of `n` samples, the unit is in the metric's name."""
-
-    device: str
-    runtime: str
-    metric: str
-    origin: Origin
-    n: int
-    median: float | None
-    p90: float | None
-    ci95: tuple[float | None, float | None]
-    samples: tuple[float, ...] = ()
-    threads: int | None = None
-
-    @classmethod
-    def of(cls, measurement: Measurement, *, threads: int | None = None) -> MeasurementRow:
-        """The row of a measurement, its statistics computed."""
-        return cls(
-            device=measurement.device,
-            runtime=measurement.runtime,
-            metric=measurement.metric,
-            origin=measurement.origin,
-            n=measurement.n,
-            median=measurement.median,
-            p90=measurement.p90,
-            ci95=measurement.ci95,
-            samples=measurement.samples,
-            threads=threads,
-        )
-
-
-class LatencyComparison(_Part):
-    """Baseline latency over this file's, paired by round on one device: above 1 the file is faster.
-
-    `verdict` says faster or slower only where the interval excludes 1.
-    """
-
-    device: str
-    runtime: str
-    origin: Origin
-    n: int
-    ratio: float | None
-    ci95: tuple[float | None, float | None]
-    verdict: Verdict
-
-
-class ParentComparison(LatencyComparison):
-    """The same against what a file came from; `parent` says what that is."""
-
-    parent: str
-
-
-class BenchmarkConditions(_Part):
-    """Under which conditions one device was measured, or why it was not."""
-
-    model_config = ConfigDict(extra="allow")
-
-    device: str
-    reason: str | None = None
 
 
 class MetricComparison(_Part):
@@ -224,6 +175,7 @@ class ArtifactRow(_Part):
     measurements: tuple[MeasurementRow, ...] = ()
     deltas: dict[str, float | None] = {}
     per_class_accuracy: dict[str, float | None] = {}
+    prompt_groups: PromptGroups = {}
     metrics_reason: str | None = None
     metrics_runtime: str | None = None
     comparison: MetricComparison | None = None
@@ -277,6 +229,7 @@ class Report(_Part):
     warnings: tuple[str, ...] = ()
     teacher: str | None = None
     lineage: Lineage | None = None
+    devices: tuple[DeviceRow, ...] = ()
 
     def artifact(self, name: str) -> ArtifactRow | None:
         """The row of that name."""

@@ -99,7 +99,7 @@ class Interface:
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     """A batch without what no model takes."""
-    return {name: value for name, value in batch.items() if name not in ("labels", "rows")}
+    return {name: value for name, value in batch.items() if name not in ("labels", "rows", "views")}
 
 
 @dataclass(frozen=True)

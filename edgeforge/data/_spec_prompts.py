@@ -32,7 +32,7 @@ def prompts(spec: DataSpec, count: int, seed: int) -> list[SpecPrompt]:
     """
     axes = dict(spec.axes)
     if spec.labels is not None:
-        axes[LABEL_AXIS if LABEL_AXIS not in axes else "the label"] = spec.labels.allowed
+        axes[_label_axis(spec)] = spec.labels.allowed
     orders = {name: _shuffled(values, seed, name) for name, values in axes.items()}
     return [_prompt(spec, number, choices, seed) for number, choices in zip(range(count), _walk(orders), strict=False)]
 
@@ -65,6 +65,26 @@ def _walk(axes: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
 
 
 def _prompt(spec: DataSpec, number: int, choices: Mapping[str, str], seed: int) -> SpecPrompt:
+    """The seed examples are turns of the conversation: a small model goes on with them where it only talks about a list
+    of them, and larger ones lose nothing by it."""
+    shown = _shuffled(spec.examples, seed, "shots", number)[: spec.shots]
+    asked, turns = _task(spec), list[Message]()
+    for example in shown:
+        label = spec.label(example)
+        wish = "" if label is None else f"\n\nThis time:\n- {_label_axis(spec)}: {label}"
+        turns += [
+            Message("user", asked + wish),
+            Message("assistant", _json({"input": example.input, "output": example.output})),
+        ]
+        asked = "Another one."
+    lines = [asked]
+    if choices:
+        lines += ["", "This time:", *(f"- {name}: {value}" for name, value in choices.items())]
+    lines += ["", f"It is example number {number + 1}, and is not to resemble the others."]
+    return SpecPrompt((*turns, Message("user", "\n".join(lines))), dict(choices))
+
+
+def _task(spec: DataSpec) -> str:
     lines = [
         spec.task,
         "",
@@ -74,14 +94,11 @@ def _prompt(spec: DataSpec, number: int, choices: Mapping[str, str], seed: int) 
     ]
     if spec.labels is not None:
         lines.append(f"`{spec.labels.at}` is one of: {', '.join(spec.labels.allowed)}.")
-    lines += [constraint.say for constraint in spec.constraints if constraint.say]
-    shown = _shuffled(spec.examples, seed, "shots", number)[: spec.shots]
-    if shown:
-        lines += ["", "For example:", *(_json({"input": one.input, "output": one.output}) for one in shown)]
-    if choices:
-        lines += ["", "This time:", *(f"- {name}: {value}" for name, value in choices.items())]
-    lines += ["", f"It is example number {number + 1}, and is not to resemble the others."]
-    return SpecPrompt((Message("user", "\n".join(lines)),), dict(choices))
+    return "\n".join([*lines, *(constraint.say for constraint in spec.constraints if constraint.say)])
+
+
+def _label_axis(spec: DataSpec) -> str:
+    return LABEL_AXIS if LABEL_AXIS not in spec.axes else "the label"
 
 
 def _json(value: Any) -> str:

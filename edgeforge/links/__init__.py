@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from edgeforge.core.errors import ConfigurationError
 from edgeforge.core.kinds import discover
 from edgeforge.core.measurement import Origin
-from edgeforge.core.spec import Spec
+from edgeforge.core.spec import Spec, perhaps
 from edgeforge.core.stage import Progress
 
 if TYPE_CHECKING:
@@ -126,9 +126,12 @@ class Link(Spec):
 def link_of(kind: str, connection: Mapping[str, Any] | None = None) -> Link:
     """The link of that kind, with what the device's profile says of the way to it.
 
-    Raises KeyError for a kind that is not installed, ConfigurationError for a connection that it does not understand.
+    Raises ConfigurationError for a kind that is not there, or a connection that it does not understand.
     """
-    cls = discover("edgeforge.links", Link)[kind]
+    known = discover("edgeforge.links", Link)
+    if kind not in known:
+        raise ConfigurationError(perhaps("unknown link", kind, list(known)), where="link", remedy="see docs/devices.md")
+    cls = known[kind]
     try:
         return cls.model_validate({"kind": kind, **(connection or {})})  # type: ignore[return-value]
     except ValidationError as error:

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from edgeforge.core.errors import EdgeForgeError
-from edgeforge.core.kinds import discover
 from edgeforge.links import _text_worker, _worker
 from edgeforge.links._worker import Session
-from edgeforge.runtimes import Runtime
+from edgeforge.runtimes import Processor, runtime_on
 
 
 class Installed:
@@ -22,12 +21,12 @@ class Installed:
     refusals: tuple[type[Exception], ...] = (EdgeForgeError,)
     version: str | None = None
 
-    def prepare(self, kind: str) -> Callable[[Path, int], Session]:
-        """Raises EdgeForgeError where this runtime cannot run here."""
-        cls = discover("edgeforge.runtimes", Runtime)[kind]
-        runtime: Runtime = cls.model_validate({"kind": kind})  # type: ignore[assignment]
-        if reason := runtime.available():
-            raise EdgeForgeError(reason)
+    def prepare(self, kind: str, processor: Processor) -> Callable[[Path, int], Session]:
+        """Raises EdgeForgeError where this runtime cannot run here, or not on that processor."""
+        runtime = runtime_on(kind, processor)
+        reason = f"{kind} does not compute on a GPU here" if runtime is None else runtime.available()
+        if runtime is None or reason is not None:
+            raise EdgeForgeError(str(reason))
         runtime.prepare()
         return lambda folder, threads: runtime.open(folder, threads=threads)
 

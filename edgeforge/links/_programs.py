@@ -14,6 +14,7 @@ import numpy as np
 
 from edgeforge.core.errors import DeviceProblem
 from edgeforge.links import Workload, _runner, _worker
+from edgeforge.links._worker import Processor
 
 OUTPUTS = "outputs.bin"
 _ELEMENT_TYPES = {"float32": 1, "uint8": 2, "int32": 6, "int64": 7, "bool": 9, "float64": 11}
@@ -41,8 +42,8 @@ def model_folder(subject: str) -> str:
 class PythonWorker:
     """`_worker.py`, run by the device's own Python."""
 
-    def __init__(self, python: str) -> None:
-        self.python = python
+    def __init__(self, python: str, processor: Processor = "cpu") -> None:
+        self.python, self.processor = python, processor
 
     def files(self, inputs: Path, scratch: Path) -> Mapping[str, Path]:
         return {"worker.py": Path(_worker.__file__), "inputs.npz": inputs}
@@ -51,7 +52,7 @@ class PythonWorker:
         plain = workload.model_dump(mode="json")
         subjects = {name: {**plain["subjects"][name], "folder": model_folder(name)} for name in names}
         own = {"what": what, "cores": [], "subjects": subjects, "inputs": "inputs.npz", "outputs": OUTPUTS}
-        return json.dumps({**plain, **own})
+        return json.dumps({**plain, **own, "processor": self.processor})
 
     def command(self, what: str, job: str) -> str:
         return f"{self.python} worker.py < {job}"

@@ -26,12 +26,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
 
     Feeds = list[dict[str, np.ndarray]]
+
+Processor = Literal["cpu", "cuda"]  # as in `edgeforge.runtimes`, which a device does not have
 
 SUSTAINED_SAMPLES = 200
 """Into how many samples a run without a pause is cut."""
@@ -53,8 +55,8 @@ class Runtimes(Protocol):
     version: str | None
     """The library that was prepared, where nobody else knows it."""
 
-    def prepare(self, kind: str) -> Callable[[Path, int], Session]:
-        """Import a runtime's library; what opens a folder with so many threads."""
+    def prepare(self, kind: str, processor: Processor) -> Callable[[Path, int], Session]:
+        """Import a runtime's library; what opens a folder with so many threads, to run on that processor."""
 
 
 def main(runtimes: Runtimes, others: Mapping[str, Any] | None = None) -> None:
@@ -70,7 +72,8 @@ def main(runtimes: Runtimes, others: Mapping[str, Any] | None = None) -> None:
     if job["cores"] and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, job["cores"])
     try:
-        opened = {subject["runtime"]: runtimes.prepare(subject["runtime"]) for subject in job["subjects"].values()}
+        kinds = dict.fromkeys(subject["runtime"] for subject in job["subjects"].values())
+        opened = {kind: runtimes.prepare(kind, job.get("processor", "cpu")) for kind in kinds}
         if runtimes.version:
             say({"runtime": runtimes.version})
         {"start": start, "race": race, "outputs": outputs, **(others or {})}[job["what"]](job, opened, say)
@@ -247,12 +250,15 @@ class Refusal(Exception):
 
 
 class OnnxFiles:
-    """ONNX Runtime's CPU provider, as `edgeforge.runtimes.onnxruntime` sets it up."""
+    """ONNX Runtime's CPU or CUDA provider, as `edgeforge.runtimes.onnxruntime` sets it up."""
 
     refusals: tuple[type[Exception], ...] = (Refusal,)
     version: str | None = None
 
-    def prepare(self, kind: str) -> Callable[[Path, int], Session]:
+    def __init__(self) -> None:
+        self.providers = ["CPUExecutionProvider"]
+
+    def prepare(self, kind: str, processor: Processor) -> Callable[[Path, int], Session]:
         if kind != "onnxruntime":
             sys.exit(f"this worker opens ONNX files only, not those of {kind}")
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # its thread and files have no place on a device
@@ -263,27 +269,37 @@ class OnnxFiles:
         # Every exception the library defines; they have no base class of their own.
         found = (item for item in vars(state).values() if isinstance(item, type) and issubclass(item, Exception))
         self.refusals = (Refusal, *found)
+        if processor == "cuda":
+            self.providers = ["CUDAExecutionProvider", *self.providers]
+            if self.providers[0] not in onnxruntime.get_available_providers():
+                raise Refusal(f"{self.version} has no CUDA there: install onnxruntime-gpu in its place")
+            onnxruntime.preload_dlls()  # CUDA and cuDNN, where pip brought them
         return self.open
 
     def open(self, folder: Path, threads: int) -> Session:
         try:
-            return OnnxFile(folder, threads)
+            return OnnxFile(folder, threads, self.providers)
+        except Refusal:
+            raise
         except self.refusals as error:
             raise Refusal(f"{self.version} cannot open it: {str(error).strip().splitlines()[0]}") from error
 
 
 class OnnxFile:
-    """One opened file with one output."""
+    """One opened file with one output. Raises Refusal where it would not run on the first of `providers`."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, providers: list[str]) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised; the log would say it a second time
         options.inter_op_num_threads = 1
         options.intra_op_num_threads = threads
-        path, providers = str(folder / "model.onnx"), ["CPUExecutionProvider"]
-        self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+        path = str(folder / "model.onnx")
+        # By default a session that fails on a GPU goes on on the CPU.
+        self._session = onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
+        if self._session.get_providers()[:1] != providers[:1]:
+            raise Refusal(f"ONNX Runtime would run it on the CPU: {providers[0]} does not start there")
         self._first_output = [self._session.get_outputs()[0].name]
 
     def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:

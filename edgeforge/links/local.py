@@ -17,14 +17,15 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import psutil
+from pydantic import Field
 
 import edgeforge
 from edgeforge.core.errors import EnvironmentProblem
-from edgeforge.core.kinds import discover
 from edgeforge.core.stage import Progress
 from edgeforge.links import Link, Start, Subject, Timings, Workload
 from edgeforge.links._answers import Answers, timings
-from edgeforge.runtimes import Runtime
+from edgeforge.links._conditions import DISTURBING_SHARE
+from edgeforge.runtimes import PROCESSOR, Processor, _cuda, runtime_on
 
 TIMEOUT_S = 3600.0
 BUSY_PERCENT = 5.0
@@ -42,28 +43,32 @@ class Local(Link):
     """Runs `edgeforge.links._local_worker` in fresh processes, pinned to the idlest cores where it can."""
 
     kind: Literal["local"] = "local"
+    processor: Processor = Field(default="cpu", description=PROCESSOR)
 
     times_texts: ClassVar[bool] = True
 
     def unavailable(self, runtime: str) -> str | None:
-        cls = discover("edgeforge.runtimes", Runtime)[runtime]
-        opened: Runtime = cls.model_validate({"kind": runtime})  # type: ignore[assignment]
-        return opened.available()
+        found = runtime_on(runtime, self.processor)
+        return f"{runtime} does not compute on a GPU here" if found is None else found.available()
 
     def measure(self, workload: Workload, progress: Progress) -> Timings:
         cores = idle_cores(workload.threads)
         starts: dict[str, list[Start]] = {name: [] for name in workload.starts}
         order = [name for name, count in sorted(workload.starts.items()) for _ in range(count)]
         random.Random(workload.seed).shuffle(order)
+        computing = {"processor": self.processor}
         with watching() as conditions:
             for done, name in enumerate(order):
                 progress.update(done, len(order) + 1, f"starting {name}")
-                if found := _ask(_job("start", workload, cores, name)).start:
+                if found := _ask({**_job("start", workload, cores, name), **computing}).start:
                     starts[name].append(found)
             progress.update(len(order), len(order) + 1, "timing")
-            raced = _ask(_job("race", workload, cores, *workload.subjects))
+            raced = _ask({**_job("race", workload, cores, *workload.subjects), **computing})
             progress.update(len(order) + 1, len(order) + 1)
-        return timings(workload, starts, raced, {"pinned_to_cores": cores, "threads": workload.threads, **conditions})
+        if self.processor == "cuda":
+            raced.memory_gb_per_s.clear()  # the processor's memory, which a GPU does not read its weights from
+        said = {"pinned_to_cores": cores, "threads": workload.threads, **conditions, **self._gpu()}
+        return timings(workload, starts, raced, {**said, "busy": busy(said["busy"], raced)})
 
     def outputs(self, subject: Subject, inputs: Path, progress: Progress) -> np.ndarray:
         with tempfile.TemporaryDirectory(prefix="edgeforge-") as name:
@@ -75,9 +80,16 @@ class Local(Link):
                 "outputs": str(path),
                 "threads": 1,
                 "cores": [],
+                "processor": self.processor,
             }
             shape = _ask(job).shape
             return np.fromfile(path, np.float32).reshape(shape or ())
+
+    def _gpu(self) -> dict[str, Any]:
+        """Which GPU computed, where one did."""
+        if self.processor == "cpu":
+            return {}
+        return {"gpu": next(iter(_cuda.names()), None), "hardware": _cuda.UNTESTED}
 
 
 def _job(what: str, workload: Workload, cores: list[int], *names: str) -> dict[str, Any]:
@@ -169,6 +181,15 @@ def watching() -> Iterator[dict[str, Any]]:
         f"{name} ({share} % of a core)" for name, share in busy.most_common() if share >= DISTURBING_PERCENT
     ]:
         conditions["busy"] = f"the machine was busy: {', '.join(disturbing)}"
+
+
+def busy(programs: str | None, race: Answers) -> str | None:
+    """What disturbed: `programs` that were seen, and those that held the core, which short-lived ones do too."""
+    waited = race.end["waiting_share"] if race.end else None
+    if waited is None or waited < DISTURBING_SHARE:
+        return programs
+    held = f"other programs held the measured program's core {100 * waited:.0f} % of the time"
+    return f"{programs}; {held}" if programs else f"the machine was busy: {held}"
 
 
 def _processor_seconds() -> dict[tuple[int, float], tuple[str, float]]:

@@ -18,6 +18,7 @@ from edgeforge.core.errors import DeviceProblem
 from edgeforge.core.stage import Progress
 from edgeforge.links import Link, Subject, Timings, Workload, _remote, _runner
 from edgeforge.links._programs import NativeRunner, Program, PythonWorker
+from edgeforge.runtimes import Processor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,8 +77,13 @@ class Ssh(Link):
     python: str = Field(
         default="python3", description="The command that starts Python there, as shell text: ~/venv/bin/python."
     )
+    processor: Processor = Field(
+        default="cpu", description="`cuda`: the NVIDIA GPU there, by its onnxruntime-gpu. Untested on hardware."
+    )
 
     def unavailable(self, runtime: str) -> str | None:
+        if self.processor == "cuda" and self.runner == "native":
+            return "the native runner measures the CPU; a GPU is measured with `runner: python`"
         return None if runtime == _remote.RUNTIME else f"over ssh, ONNX files are measured; {runtime} is not"
 
     def measure(self, workload: Workload, progress: Progress) -> Timings:
@@ -106,7 +112,7 @@ class Ssh(Link):
         """What measures there."""
         if self.runner == "python":
             self._check_python(shell)
-            return PythonWorker(self.python)
+            return PythonWorker(self.python, self.processor)
         name = _remote.run(shell, "uname -m", "asking for its processor").strip()
         if name not in _runner.MACHINES:
             raise DeviceProblem(

@@ -266,14 +266,14 @@ def _panel_title(name: str, top: float) -> str:
     return f'<text class="title" x="0" y="{top + 48}">{escape(name)}</text>'
 
 
-def spark(values: Sequence[float]) -> Markup:
-    """A training curve the size of a word."""
+def spark(values: Sequence[float], *, of: str = "loss") -> Markup:
+    """A curve the size of a word; `of` says what it is of."""
     if len(values) < 2:
         return Markup("")
     axis = axis_for(values, (22, 2), log=False)
     step = 84 / (len(values) - 1)
     path = " ".join(f"{round(3 + index * step, 1)},{axis(value)}" for index, value in enumerate(values))
-    label = f"loss from {_text.significant(values[0])} to {_text.significant(values[-1])}"
+    label = f"{of} from {_text.significant(values[0])} to {_text.significant(values[-1])}"
     return Markup(
         f'<svg class="spark" viewBox="0 0 90 24" role="img" aria-label="{label}"><title>{label}</title>'
         f'<polyline class="trend" points="{path}"/></svg>'

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 
 from edgeforge.core.report import Report
 from edgeforge.core.report_teacher import GroupChange, TeacherComparison
-from edgeforge.renderers import _teacher, _text
+from edgeforge.renderers import _lessons, _teacher, _text
 from edgeforge.renderers._table import escape, table
 
 
 def sections(report: Report) -> Iterator[list[str]]:
     """Each a list of lines; empty ones are left out by the caller."""
+    yield from map(_lesson, _lessons.lessons(report))
+    yield _held(report)
     yield _lost(report)
     yield _per_class(report)
     yield _per_slice(report)
@@ -19,6 +21,30 @@ def sections(report: Report) -> Iterator[list[str]]:
     yield _probe(report)
     yield _costs(report)
     yield _lineage(report)
+
+
+def _lesson(found: _lessons.Lessons) -> list[str]:
+    head = ["filter", "came in", "kept", "left out"]
+    body = [[escape(one.filter), str(one.into), str(one.out), escape(one.reasons)] for one in found.sieved]
+    return [
+        f"## What a teacher wrote: {escape(found.stage)}",
+        "",
+        f"{escape(found.said)}.",
+        "",
+        *table(head, body, right=(1, 2)),
+    ]
+
+
+def _held(report: Report) -> list[str]:
+    found = _lessons.held(report)
+    if found is None:
+        return []
+    body = [[escape(name), *map(_text.metric, shares)] for name, shares in found.lines]
+    note = (
+        "The share of what each wrote that holds to the spec: a teacher's examples, a model's answers to the test part."
+    )
+    head = ["part of the spec", *map(escape, found.writers)]
+    return ["## Held to the spec", "", note, "", *table(head, body, right=range(1, len(head)))]
 
 
 def _lost(report: Report) -> list[str]:

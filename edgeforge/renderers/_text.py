@@ -155,6 +155,12 @@ def latency(row: ArtifactRow) -> str:
     return f"{milliseconds(found.median)} a token, {significant(decode.median)} tokens/s"
 
 
+def beside_baseline(row: ArtifactRow) -> LatencyComparison | None:
+    """How a file compares on the device of its `latency`."""
+    found = row.measurement("latency_ms")
+    return next((item for item in row.latency if found and item.device == found.device), None)
+
+
 def words(name: str) -> str:
     """``expected_calibration_error`` -> ``expected calibration error``."""
     return name.replace("_", " ")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgeforge.core.report import FALLING, ArtifactRow, MeasurementRow, Report
-from edgeforge.renderers import Renderer, _teacher, _text
+from edgeforge.renderers import Renderer, _devices, _lessons, _teacher, _text, _trades
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -45,6 +45,7 @@ class Html(Renderer):
                 "speed_interval",
                 "format_of",
                 "latency",
+                "beside_baseline",
                 "decibels",
                 "slower_than_parents",
                 "point_interval",
@@ -53,6 +54,7 @@ class Html(Renderer):
             )
         }
         page.filters |= {"significant": _significant, "conditions": _text.conditions, "facts": flat}
+        page.filters["capitalize_first"] = _capitalized
         text: str = page.get_template("report.html.j2").render(
             report=report,
             tally=tally(report),
@@ -66,12 +68,20 @@ class Html(Renderer):
             falling=FALLING,
             sparks=_sparks(report),
             teacher=_beside_teacher(report),
+            devices=_on_devices(report),
+            trades=list(_trades.trades(report)),
+            lessons=_lessons.lessons(report),
+            held=_lessons.held(report),
         )
         return text
 
 
 def _significant(value: float | None) -> str:
     return _text.NONE if value is None else _text.significant(value)
+
+
+def _capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def tally(report: Report) -> dict[str, int]:
@@ -133,17 +143,20 @@ def _charts_of(report: Report) -> dict[str, Markup]:
     if len(by_size) > 1:
         title = f"{metric} against size"
         found["size"] = _charts.scatter(by_size, metric=name, title=title, x_axis=("file size", _text.tick_size))
+    device = _devices.compared_on(report)
     by_latency = [
-        point for row in report.artifacts if (m := row.measurement("latency_ms")) and (point := _point(report, row, m))
+        point
+        for row in report.artifacts
+        if (m := row.measurement("latency_ms", device)) and (point := _point(report, row, m))
     ]
     if len(by_latency) > 1:
         per = "token" if any(row.measurement("decode_tokens_per_s") for row in report.artifacts) else "call"
-        axis = (f"latency, ms per {per}", "{:g}".format)
+        axis = (f"latency on {device}, ms per {per}", "{:g}".format)
         found["latency"] = _charts.scatter(by_latency, metric=name, title=f"{metric} against latency", x_axis=axis)
     rows = [
         _charts.Strip(row.name, _series(report)[row.name], item.samples, item.median, (low, high))
         for row in report.artifacts
-        if (item := row.measurement("latency_ms")) and item.samples and item.median is not None
+        if (item := row.measurement("latency_ms", device)) and item.samples and item.median is not None
         for low, high in [item.ci95]
         if low is not None and high is not None
     ]
@@ -204,6 +217,35 @@ def _beside_teacher(report: Report) -> dict[str, Any]:
         "money": _teacher.has_money(report),
         "assumptions": _teacher.assumptions(report),
         "sources": [_teacher.source_cells(one) for one in report.lineage.sources] if report.lineage else [],
+    }
+
+
+def _on_devices(report: Report) -> dict[str, Any]:
+    """What the section on devices is drawn from; see `_devices`."""
+    from edgeforge.renderers import _device_chart
+    from edgeforge.renderers._charts import spark
+
+    series = _series(report)
+    found = _devices.devices(report)
+    curves = {
+        device.name: [
+            (row, _devices.sustained_cells(one), spark([ms for _, ms in one.series], of="ms"))
+            for row, one in device.sustained
+        ]
+        for device in found
+    }
+    return {
+        "all": found,
+        "curves": curves,
+        "answers": {
+            device.name: [(row, _devices.answered_cells(one)) for row, one in device.answered] for device in found
+        },
+        "latency": _device_chart.latencies(report, series),
+        "instructions": _device_chart.instructions(report, series),
+        "explained": _devices.EXPLAINED,
+        "estimated": any("estimated" in device.origins for device in found),
+        "answered_head": _devices.ANSWERED,
+        "sustained_head": _devices.SUSTAINED,
     }
 
 

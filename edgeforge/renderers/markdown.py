@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from edgeforge.core.report import ArtifactRow, LatencyComparison, Report
-from edgeforge.renderers import Renderer, _markdown_teacher, _text
+from edgeforge.core.report import ArtifactRow, Report
+from edgeforge.renderers import Renderer, _devices, _markdown_devices, _markdown_teacher, _text, _trades
 from edgeforge.renderers._table import escape as escape
 from edgeforge.renderers._table import table as table
 
@@ -32,10 +32,13 @@ class Markdown(Renderer):
                 f"Python {machine.python}."
             ],
             _files(report),
+            _markdown_devices.section(report),
             _chain(report),
+            *map(_trade, _trades.trades(report)),
             _budgets(report),
             _metrics(report),
             _per_class(report),
+            _prompt_groups(report),
             *_markdown_teacher.sections(report),
             _verification(report),
             _layers(report),
@@ -47,10 +50,10 @@ class Markdown(Renderer):
 
 
 def _files(report: Report) -> list[str]:
-    rows = []
+    rows, on = [], " on {}" if len(_devices.names(report)) > 1 else ""
     for row in report.artifacts:
         name = _text.headline(row)
-        latency = row.measurement("latency_ms")
+        latency, beside = row.measurement("latency_ms"), _text.beside_baseline(row)
         rows.append(
             [
                 escape(row.name),
@@ -60,8 +63,8 @@ def _files(report: Report) -> list[str]:
                 _text.times(row.deltas.get("size_ratio")),
                 _text.metric(row.metrics[name], name) if name else _text.NONE,
                 _change(row, name),
-                f"{_text.latency(row)} ({latency.origin})" if latency else _text.NONE,
-                " ".join(filter(None, (_text.speed(_first(row)), _text.speed_interval(_first(row))))),
+                f"{_text.latency(row)} ({latency.origin}{on.format(latency.device)})" if latency else _text.NONE,
+                " ".join(filter(None, (_text.speed(beside), _text.speed_interval(beside)))),
             ]
         )
     reasons = [
@@ -95,10 +98,6 @@ def _change(row: ArtifactRow, metric: str | None) -> str:
     return " ".join(filter(None, (_text.change(change, metric), _text.change_interval(bounds, metric))))
 
 
-def _first(row: ArtifactRow) -> LatencyComparison | None:
-    return row.latency[0] if row.latency else None
-
-
 def _chain(report: Report) -> list[str]:
     rows = []
     for row in report.stages:
@@ -116,6 +115,16 @@ def _chain(report: Report) -> list[str]:
     metric = next((_text.words(name) for row in report.stages for name in row.facts.metrics), "metric")
     head = ["stage", "kind", "parameters", "MACs", metric, "time"]
     return ["## The chain, stage by stage", "", *table(head, rows, right=(2, 3, 4, 5))] if rows else []
+
+
+def _trade(found: _trades.Trade) -> list[str]:
+    rows = [
+        [escape(cells[0]), *cells[1:], "used" if number == found.used else ""]
+        for number, cells in enumerate(found.lines)
+    ]
+    head = [*map(escape, found.head), ""]
+    right = range(1, len(found.head))
+    return [f"## {escape(found.title)}", "", found.note, "", *table(head, rows, right=right)]
 
 
 def _budgets(report: Report) -> list[str]:
@@ -157,6 +166,23 @@ def _per_class(report: Report) -> list[str]:
     ]
     head = ["class", *(escape(row.name) for row in rows)]
     return ["## Accuracy per class", "", *table(head, body, right=range(1, len(head)))]
+
+
+def _prompt_groups(report: Report) -> list[str]:
+    """What became of the prompts of each group, file by file."""
+    rows = [row for row in report.artifacts if row.prompt_groups]
+    names = list(dict.fromkeys(name for row in rows for found in row.prompt_groups.values() for name in found))
+    body = [
+        [
+            escape(row.name),
+            escape(group),
+            *(f"{found[name]:.0f}" if name == "prompts" else _text.metric(found.get(name), name) for name in names),
+        ]
+        for row in rows
+        for group, found in row.prompt_groups.items()
+    ]
+    head = ["file", "group", *(escape(_text.words(name)) for name in names)]
+    return ["## Prompts, group by group", "", *table(head, body, right=range(2, len(head)))] if rows else []
 
 
 def _verification(report: Report) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from edgeforge.core.spec import Spec
 
@@ -11,6 +11,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
+
+
+Processor = Literal["cpu", "cuda"]
+"""What computes: this machine's processor, or its NVIDIA GPU (untested on hardware)."""
+
+PROCESSOR = (
+    "`cpu`, or `cuda`: this machine's NVIDIA GPU, its results copied back before a call ends. Untested on hardware."
+)
 
 
 class Session(Protocol):
@@ -39,6 +47,8 @@ class Runtime(Spec):
     kind: str
     format: ClassVar[str]
     """The artifact format it opens."""
+    processors: ClassVar[frozenset[str]] = frozenset({"cpu"})
+    """What it can compute on; a runtime that has a choice has a field `processor`."""
     measures_speed: ClassVar[bool] = True
     """False: how fast it is says nothing about any device, so it gives answers and is never timed."""
 
@@ -60,6 +70,17 @@ class Runtime(Spec):
     def bytes_per_token(self, folder: Path) -> int | None:
         """Bytes of weights that a language model reads for each token it writes; None where that is not known."""
         return None
+
+
+def runtime_on(kind: str, processor: Processor) -> Runtime | None:
+    """The runtime of that kind, computing there; None where it cannot. Raises KeyError for an unknown kind."""
+    from edgeforge.core.kinds import discover
+
+    cls = discover("edgeforge.runtimes", Runtime)[kind]
+    if processor not in cls.processors:  # type: ignore[attr-defined]
+        return None
+    chosen = {"processor": processor} if processor != "cpu" else {}
+    return cls.model_validate({"kind": kind, **chosen})  # type: ignore[return-value]
 
 
 def runtime_for(format: str, *, timed: bool = True) -> Runtime | None:

@@ -83,16 +83,20 @@ class CoremlSession:
 
         `inputs`: normalised images, float32, shape (N, C, H, W); or tokens by name, integers, shape (N, length).
         """
-        answers = self.model.predict(self._texts(inputs) if self._lengths else self._images(inputs))
+        answers = self.model.predict(self.samples(inputs))
         table = np.asarray([[answer[PROBABILITIES][label] for label in self.labels] for answer in answers], np.float32)
         smallest = np.finfo(np.float16).smallest_subnormal  # probabilities are computed in float16
         logits: np.ndarray = np.log(np.maximum(table, smallest))
         return logits
 
+    def samples(self, inputs: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+        """The same inputs, sample by sample, as the package itself takes them."""
+        return self._texts(inputs) if self._lengths else self._images(inputs)
+
     def _images(self, inputs: dict[str, np.ndarray]) -> list[dict[str, Any]]:
         (values,) = inputs.values()
         pixels = np.rint((values * self.std + self.mean) * 255).clip(0, 255).astype(np.uint8)
-        return [{IMAGE: _image(one)} for one in pixels]
+        return [{IMAGE: image(one)} for one in pixels]
 
     def _texts(self, inputs: dict[str, np.ndarray]) -> list[dict[str, Any]]:
         if inputs.keys() != self._lengths.keys():
@@ -123,7 +127,7 @@ def _lengths(feature: Any) -> list[tuple[int, int]]:
     return [(int(array.shape[-1]), int(array.shape[-1]))]
 
 
-def _image(pixels: np.ndarray) -> Any:
+def image(pixels: np.ndarray) -> Any:
     """uint8, shape (C, H, W) with 1 or 3 channels -> the PIL image that Core ML takes."""
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""GGUF files on llama.cpp, on the CPU."""
+"""GGUF files on llama.cpp, on the CPU or, untested on hardware, on a GPU by CUDA."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from pydantic import Field
+
 from edgeforge import gguf_file
-from edgeforge.core.errors import ModelError
+from edgeforge.core.errors import EnvironmentProblem, ModelError
 from edgeforge.gguf_file import MODEL
-from edgeforge.runtimes import Runtime
+from edgeforge.runtimes import PROCESSOR, Processor, Runtime, _cuda
 from edgeforge.runtimes._llama.library import DISTRIBUTION, EXTRA, library
 from edgeforge.runtimes._llama.model import Cache, Model
 
@@ -25,25 +27,33 @@ class LlamaCpp(Runtime):
     """llama.cpp's own kernels for this processor, through llama-cpp-python; keys and values are kept as float16.
 
     Products with quantized weights round their inputs to 8 bits, as everywhere in llama.cpp, so that a quantized file's
-    answers differ a little with the number of tokens that are read at once.
+    answers differ a little with the number of tokens that are read at once. On a GPU, which is untested, all layers are
+    there.
     """
 
     kind: Literal["llama_cpp"] = "llama_cpp"
+    processor: Processor = Field(default="cpu", description=PROCESSOR)
 
     format: ClassVar[str] = "gguf"
+    processors: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda"})
 
     def available(self) -> str | None:
         from importlib.util import find_spec
 
         missing = f"{DISTRIBUTION} is not installed (pip install 'edgeforge[{EXTRA}]', which compiles for some minutes)"
-        return None if find_spec("llama_cpp") else missing
+        if not find_spec("llama_cpp"):
+            return missing
+        return _without_cuda() if self.processor == "cuda" else None
 
     def prepare(self) -> None:
         library()
 
     def open(self, folder: Path, *, threads: int | None = None) -> LlamaCppSession:
-        """See Runtime. Raises ModelError where the file is missing or damaged, or of an architecture unknown here."""
-        return LlamaCppSession(folder / MODEL, threads=threads)
+        """See Runtime. Raises ModelError where the file is missing or damaged, or of an architecture unknown here.
+
+        Raises EnvironmentProblem where a GPU is asked for and llama.cpp would run it on the CPU.
+        """
+        return LlamaCppSession(folder / MODEL, threads=threads, processor=self.processor)
 
     def context_length(self, folder: Path) -> int | None:
         """See Runtime: the length that the model was made for."""
@@ -61,10 +71,12 @@ class LlamaCpp(Runtime):
 class LlamaCppSession:
     """An opened GGUF file. `close` frees it; so does forgetting it."""
 
-    def __init__(self, file: Path, *, threads: int | None = None) -> None:
+    def __init__(self, file: Path, *, threads: int | None = None, processor: Processor = "cpu") -> None:
         if not file.is_file():
             raise ModelError("there is no such file", where=str(file), remedy="export the model again")
-        self.model = Model(file)
+        if processor == "cuda" and (reason := _without_cuda()):
+            raise EnvironmentProblem(reason, where=str(file))
+        self.model = Model(file, on_gpu=processor == "cuda")
         self._threads = threads
         self._cache: Cache | None = None
         self._position = 0
@@ -199,6 +211,18 @@ class LlamaCppSession:
                 self._cache.close()
             self._cache = Cache(self.model, length=length, sequences=sequences, threads=self._threads)
         return self._cache
+
+
+def _without_cuda() -> str | None:
+    """Why llama.cpp would leave all layers on the CPU, which it does without a word."""
+    if reason := _cuda.missing():
+        return reason
+    if library().llama_supports_gpu_offload():
+        return None
+    return (
+        f"this llama.cpp has no CUDA (CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-binary "
+        f"{DISTRIBUTION} {DISTRIBUTION})"
+    )
 
 
 def _read(cache: Cache, tokens: Sequence[int], *, sequence: int = 0, every: bool = False) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""ONNX files on ONNX Runtime, on the CPU."""
+"""ONNX files on ONNX Runtime, on the CPU or, untested on hardware, on a GPU by CUDA."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from edgeforge.core.errors import ModelError
+from pydantic import Field
+
+from edgeforge.core.errors import EnvironmentProblem, ModelError
 from edgeforge.core.extras import require
 from edgeforge.onnx_graph import MODEL
-from edgeforge.runtimes import Runtime
+from edgeforge.runtimes import PROCESSOR, Processor, Runtime, _cuda
 from edgeforge.runtimes._onnx_decoder import PAST, OnnxDecoder, bytes_per_token, context_length
 
 if TYPE_CHECKING:
@@ -24,24 +26,44 @@ FLOAT_INPUTS = {"session.qdq_matmulnbits_accuracy_level": "1"}
 """Products with dequantized weights take their inputs as they are, not rounded to 8 bits."""
 
 
+PROVIDERS: Mapping[Processor, tuple[str, ...]] = {
+    "cpu": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+}
+"""What is asked for, the first of which must be there. Operators that CUDA does not have run on the CPU."""
+
+
 class Onnxruntime(Runtime):
-    """ONNX Runtime's CPU provider, all graph optimizations on: what an app that links it gets by default."""
+    """ONNX Runtime's CPU or CUDA provider, all graph optimizations on: what an app that links it gets by default.
+
+    On a GPU a call's time has the copies to it and back in it. Untested on hardware.
+    """
 
     kind: Literal["onnxruntime"] = "onnxruntime"
+    processor: Processor = Field(default="cpu", description=PROCESSOR)
 
     format: ClassVar[str] = "onnx"
+    processors: ClassVar[frozenset[str]] = frozenset(PROVIDERS)
 
     def available(self) -> str | None:
         from importlib.util import find_spec
 
-        return None if find_spec("onnxruntime") else "onnxruntime is not installed (pip install 'edgeforge[onnx]')"
+        if not find_spec("onnxruntime"):
+            return "onnxruntime is not installed (pip install 'edgeforge[onnx]')"
+        return _without_cuda() if self.processor == "cuda" else None
 
     def prepare(self) -> None:
         require("onnxruntime.capi.onnxruntime_pybind11_state", "onnx")
+        if self.processor == "cuda":
+            require("onnxruntime", "onnx").preload_dlls()  # CUDA and cuDNN, where pip brought them
 
     def open(self, folder: Path, *, threads: int | None = None) -> OnnxSession | OnnxDecoder:
-        """See Runtime. Raises ModelError where the file is missing, damaged, or has operators unknown here."""
-        session = OnnxSession(folder / MODEL, threads=threads)
+        """See Runtime. Raises ModelError where the file is missing, damaged, or has operators unknown here.
+
+        Raises EnvironmentProblem where a GPU is asked for and ONNX Runtime would run it on the CPU.
+        """
+        self.prepare()
+        session = OnnxSession(folder / MODEL, threads=threads, processor=self.processor)
         return OnnxDecoder(session, folder) if session.remembers else session
 
     def context_length(self, folder: Path) -> int | None:
@@ -57,7 +79,12 @@ class OnnxSession:
     """An opened ONNX file; its first output is what it answers."""
 
     def __init__(
-        self, model: Path | bytes, *, threads: int | None = None, settings: Mapping[str, str] | None = None
+        self,
+        model: Path | bytes,
+        *,
+        threads: int | None = None,
+        settings: Mapping[str, str] | None = None,
+        processor: Processor = "cpu",
     ) -> None:
         """`model`: a file, or the bytes of one. `settings`: entries of the library's session configuration."""
         ort = require("onnxruntime", "onnx")
@@ -68,7 +95,7 @@ class OnnxSession:
             options.intra_op_num_threads = threads
         for key, value in (settings or {}).items():
             options.add_session_config_entry(key, value)
-        self._session = _opened(ort, model, options)
+        self._session = _opened(ort, model, options, processor)
         self._first_output = [self._session.get_outputs()[0].name]
         # Found here and not in `run`, whose every microsecond is part of a measured latency.
         state = require("onnxruntime.capi.onnxruntime_pybind11_state", "onnx")
@@ -101,12 +128,19 @@ class OnnxSession:
         return inputs, [(value.name, value.type, value.shape) for value in self._session.get_outputs()]
 
 
-def _opened(ort: onnxruntime, model: Path | bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def _opened(
+    ort: ModuleType, model: Path | bytes, options: onnxruntime.SessionOptions, processor: Processor
+) -> onnxruntime.InferenceSession:
+    """Raises EnvironmentProblem where it does not run on that processor."""
+    wanted = PROVIDERS[processor]
     state = require("onnxruntime.capi.onnxruntime_pybind11_state", "onnx")
     where = str(model) if isinstance(model, Path) else None
     try:
-        return ort.InferenceSession(
-            str(model) if isinstance(model, Path) else model, options, providers=["CPUExecutionProvider"]
+        session = ort.InferenceSession(
+            str(model) if isinstance(model, Path) else model,
+            options,
+            providers=list(wanted),
+            enable_fallback=0,  # by default a session that fails on a GPU goes on on the CPU
         )
     except _failures(state) as error:
         raise ModelError(
@@ -114,6 +148,22 @@ def _opened(ort: onnxruntime, model: Path | bytes, options: onnxruntime.SessionO
             where=where,
             remedy="export the model again",
         ) from error
+    if session.get_providers()[:1] != [wanted[0]]:
+        raise EnvironmentProblem(
+            f"ONNX Runtime {ort.__version__} would run it on the CPU: {wanted[0]} does not start",
+            where=where,
+            remedy=_without_cuda() or "install the CUDA and cuDNN that this ONNX Runtime was built for",
+        )
+    return session
+
+
+def _without_cuda() -> str | None:
+    """Why CUDA cannot be used here, as far as that can be told before a file is opened."""
+    if reason := _cuda.missing():
+        return reason
+    if PROVIDERS["cuda"][0] in require("onnxruntime", "onnx").get_available_providers():
+        return None
+    return "this ONNX Runtime has no CUDA (pip install --force-reinstall --no-deps onnxruntime-gpu)"
 
 
 def _failures(state: ModuleType) -> tuple[type[Exception], ...]:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.errors import DeviceProblem, IncompatiblePlanError
-from edgeforge.core.measurement import Measurement, bootstrap_median, percentile
+from edgeforge.core.measurement import Measurement, bootstrap_median, difference, percentile
 from edgeforge.core.report import LatencyComparison, MeasurementRow, Verdict, finite
 from edgeforge.core.stage import Job, Stage
 from edgeforge.core.task import Interface, model_inputs
@@ -305,12 +305,15 @@ def throttling(series: Sequence[tuple[float, float]]) -> dict[str, Any]:
 
 
 def compare(baseline: Sequence[float], target: Sequence[float], *, on: tuple[str, str, Link]) -> LatencyComparison:
-    """Median of the rounds' ratios baseline / target, with its bootstrap 95 % interval; `on`: device, runtime, link."""
+    """Median of the rounds' ratios baseline / target, with its bootstrap 95 % interval; `on`: device, runtime, link.
+
+    The interval is of these rounds; what it shows, see `core.measurement.difference`.
+    """
     ratios = [before / after for before, after in zip(baseline, target, strict=True)]
     low, high = bootstrap_median(ratios)
     verdict: Verdict = "no difference shown"
     if len(ratios) >= FEWEST_ROUNDS:
-        verdict = "faster" if low > 1 else "slower" if high < 1 else verdict
+        verdict = difference((low, high))
     device, runtime, link = on
     row = Measurement(metric="ratio", device=device, runtime=runtime, origin=link.origin, samples=tuple(ratios))
     return LatencyComparison(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.errors import ModelError
-from edgeforge.core.seeds import derive
+from edgeforge.core.seeds import derive, of_view
 from edgeforge.core.stage import Job, Stage
 from edgeforge.core.task import NO_LABEL, TaskData
 from edgeforge.store import CHECKPOINT
@@ -39,7 +39,8 @@ LOGITS_AT_ONCE = 1 << 26
 class Cache(Stage):
     """Ask a teacher about every sample of the transfer split. A stage with ``teacher: cached`` brings this step along.
 
-    Facts: `samples`, `size_bytes`. Of answers about samples also `labels`, `bytes_per_sample`, and
+    Facts: `samples`, `size_bytes`. Of answers about samples also `labels`, `views` (where samples are augmented),
+    `bytes_per_sample` (of all its views together), and
     `max_difference_in_other_batches`, the greatest difference between an answer that is kept and the teacher's when
     asked again in another batch (128 samples, drawn at random): 0 means that students of this cache and of the live
     teacher are the same to the bit. Of answers about tokens `tokens`, `top_k`, `bytes_per_token`, and `kept_mass`: how
@@ -52,6 +53,9 @@ class Cache(Stage):
     )
     top_k: int | None = Field(
         default=None, ge=1, description="The likeliest answers to keep for each token; absent: all."
+    )
+    views: int | None = Field(
+        default=None, ge=1, description="Augmented views of each sample to ask about; absent: samples as they are."
     )
 
     makes: ClassVar[str] = "logits"
@@ -76,21 +80,23 @@ class Cache(Stage):
         device = job.accelerator.device
         mix = Mix(stage="") if DATASET in inputs else None  # shares are the students' own
         data = open_mixed(job.task, mix, inputs, reader="model")
-        Cached(top_k=self.top_k).check_data(data)
+        Cached(top_k=self.top_k, views=self.views).check_data(data)
         ask = self._asking(inputs["model"], device, data)
         if data.interface.per_token:
             return self._tokens(ask, data, job)
-        logits = _answers(ask, data, job)
+        seeds = [None] if self.views is None else [of_view(job.seed, view) for view in range(self.views)]
+        logits = _answers(ask, data, job, seeds)
         if not logits.isfinite().all():
             raise _no_numbers()
-        write_answers(logits, job.folder)
-        per_sample = logits.shape[1] * logits.element_size()
+        write_answers(logits[0] if self.views is None else logits, job.folder)
+        views, samples, labels = logits.shape
         return {
-            "samples": logits.shape[0],
-            "labels": logits.shape[1],
-            "bytes_per_sample": per_sample,
-            "size_bytes": logits.shape[0] * per_sample,
-            "max_difference_in_other_batches": _difference(ask, data, logits, job.seed),
+            "samples": samples,
+            "labels": labels,
+            **({} if self.views is None else {"views": views}),
+            "bytes_per_sample": views * labels * logits.element_size(),
+            "size_bytes": logits.nbytes,
+            "max_difference_in_other_batches": _difference(ask, data, logits, job.seed, seeds),
         }
 
     def _asking(self, model: Artifact, device: torch.device, data: TaskData) -> Ask:
@@ -163,8 +169,11 @@ def _mass(answers: kept.Answers) -> dict[str, float]:
     return {"mean": float(mass.mean(dtype=np.float64)), "p5": float(np.percentile(mass, 5))}
 
 
-def _answers(ask: Ask, data: TaskData, job: Job) -> torch.Tensor:
-    """The logits of every sample, by position; goes on from a checkpoint where an earlier attempt left one."""
+def _answers(ask: Ask, data: TaskData, job: Job, seeds: Sequence[int | None]) -> torch.Tensor:
+    """The logits of every sample, (views, samples, labels), a view for each of `seeds` (None: samples as they are).
+
+    Goes on from a checkpoint where an earlier attempt left one.
+    """
     import torch
 
     from edgeforge.training import checkpoint
@@ -172,16 +181,16 @@ def _answers(ask: Ask, data: TaskData, job: Job) -> torch.Tensor:
     order = _shortest_first(data)
     found = checkpoint.latest(job.folder / CHECKPOINT)
     done = int(checkpoint.read_state(found)["done"]) if found else 0
-    logits = (
-        checkpoint.read(found, "answers")["logits"] if found else torch.empty(len(order), len(data.interface.labels))
-    )
-    saved = time.monotonic()
-    while done < len(order):
-        indices = order[done : done + BATCH]
-        logits[indices] = ask(data.batch("transfer", indices)).float().cpu()
+    shape = (len(seeds), len(order), len(data.interface.labels))
+    logits = checkpoint.read(found, "answers")["logits"] if found else torch.empty(shape)
+    total, saved = len(seeds) * len(order), time.monotonic()
+    while done < total:
+        view, start = divmod(done, len(order))
+        indices = order[start : start + BATCH]
+        logits[view, indices] = ask(data.batch("transfer", indices, augment_seed=seeds[view])).float().cpu()
         done += len(indices)
-        job.progress.update(done, len(order))
-        if time.monotonic() - saved >= CHECKPOINT_SECONDS and done < len(order):
+        job.progress.update(done, total)
+        if time.monotonic() - saved >= CHECKPOINT_SECONDS and done < total:
             checkpoint.save(job.folder / CHECKPOINT, done, {"answers": {"logits": logits}}, {"done": done})
             saved = time.monotonic()
     return logits
@@ -201,12 +210,15 @@ def _shortest_first(data: TaskData) -> list[int]:
     return torch.cat(lengths).argsort(stable=True).tolist()
 
 
-def _difference(ask: Ask, data: TaskData, logits: torch.Tensor, seed: int) -> float:
-    """See the stage's facts."""
+def _difference(ask: Ask, data: TaskData, logits: torch.Tensor, seed: int, seeds: Sequence[int | None]) -> float:
+    """See the stage's facts; each batch is of the next view."""
     import torch
 
     generator = torch.Generator().manual_seed(derive(seed, "other batches"))
-    drawn = torch.split(torch.randperm(len(logits), generator=generator)[:COMPARED], COMPARED_BATCH)
-    return max(
-        float((ask(data.batch("transfer", rows.tolist())).float().cpu() - logits[rows]).abs().max()) for rows in drawn
-    )
+    drawn = torch.split(torch.randperm(logits.shape[1], generator=generator)[:COMPARED], COMPARED_BATCH)
+    differences = []
+    for number, rows in enumerate(drawn):
+        view = number % len(seeds)
+        again = ask(data.batch("transfer", rows.tolist(), augment_seed=seeds[view])).float().cpu()
+        differences.append(float((again - logits[view, rows]).abs().max()))
+    return max(differences)

@@ -12,7 +12,7 @@ from edgeforge.core.errors import IncompatiblePlanError
 from edgeforge.core.kinds import OneOf
 from edgeforge.core.seeds import derive
 from edgeforge.core.stage import Job, Stage
-from edgeforge.core.task import Split, Task
+from edgeforge.core.task import Task
 from edgeforge.losses import Loss
 from edgeforge.losses.hard_labels import HardLabels
 from edgeforge.losses.soft_targets import SoftTargets
@@ -30,8 +30,10 @@ from edgeforge.training.recipe import (
     check_teacher,
     default_teacher,
     needs_teacher,
+    split_of,
     teacher_identity,
 )
+from edgeforge.training.transfer import Transfer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,7 +51,9 @@ class Distill(Stage, Recipe):
     procedure writes as `teacher: program`. Several good models: `teacher: ensemble`. A teacher many times as large: an
     assistant between the two, which is one more `distill`. No teacher: the stages `mutual`, `born_again` and `exits`,
     or `teacher: ema`. Labels are needed for `hard_labels` and `decoupled` only: samples without one teach as well.
-    More students than one of the same teacher: `teacher: cached`. docs/distillation.md has each in a few lines of YAML.
+    More students than one of the same teacher: `teacher: cached`, with `views` where images are augmented. Some of the
+    samples only, as general texts before the task's, or all but a class: `transfer`. docs/distillation.md has each in a
+    few lines of YAML.
     """
 
     kind: Literal["distill"] = "distill"
@@ -67,6 +71,7 @@ class Distill(Stage, Recipe):
     on_policy: OnPolicy | None = Field(
         default=None, description="Teach on texts that the student writes, too (language models); absent: no."
     )
+    transfer: Transfer | None = Field(default=None, description="Teach on some of the samples; absent: on all.")
 
     needs: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate")
     uses: ClassVar[tuple[str, ...]] = MODULES
@@ -82,6 +87,8 @@ class Distill(Stage, Recipe):
     def check(self) -> None:
         check_losses(self.losses)
         check_teacher(self, self.teacher, self.losses, self.on_policy)
+        if self.transfer is not None:
+            self.transfer.check(self.losses)
         if TEACHER not in self.teacher.sources() and not needs_teacher(self.losses):
             raise IncompatiblePlanError(
                 "a teacher is named, but no loss asks for one", remedy="add e.g. `- soft_targets` to `losses`"
@@ -112,12 +119,13 @@ class Distill(Stage, Recipe):
         interface = data.interface
         torch.manual_seed(derive(job.seed, "student"))
         student = self.student.build(original, job.task, interface)
-        teacher = None
-        split: Split = "train"
+        teacher, split = None, split_of(self.losses)
         if needs_teacher(self.losses):
-            split = "transfer"
             teacher = self.teacher.open(inputs, job.accelerator.device, data)
-        facts = fit(Trainee(student, self.losses, teacher), self, data=data, job=job, split=split)
+        rows = self.transfer.rows(data, split) if self.transfer is not None else None
+        facts = fit(Trainee(student, self.losses, teacher), self, data=data, job=job, split=split, rows=rows)
+        if self.transfer is not None and rows is not None:
+            facts |= self.transfer.facts(student, data, job, taught=len(rows), of=data.size(split))
         if job.accelerator.is_main_process:
             loading.save(student, job.folder, tokenizer_from=inputs[origin].path)
         return {**footprint(student, interface), **facts}

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.errors import IncompatiblePlanError
-from edgeforge.core.report import MeasurementRow
+from edgeforge.core.report import Basis, MeasurementRow
 from edgeforge.core.stage import Job, Stage
 from edgeforge.estimators import Estimate as Estimated
 from edgeforge.estimators import Estimator, estimator_for
@@ -19,8 +19,8 @@ from edgeforge.estimators import Estimator, estimator_for
 class Estimate(Stage):
     """Latency of a file, batch 1, by a model fitted to measurements of other models on the same device.
 
-    Nothing runs. Each row has origin `estimated`; its 80 % interval, the error on models left out of the fit and their
-    number stand in the conditions. What there are no measurements of is refused, with the reason.
+    Nothing runs. Each row has origin `estimated`, and beside it its 80 % interval, the error on models left out of the
+    fit and their number. What there are no measurements of is refused, with the reason.
     """
 
     kind: Literal["estimate"] = "estimate"
@@ -68,8 +68,15 @@ class Estimate(Stage):
             n=0,
             median=estimate.latency_ms,
             p90=None,
-            # These 95 % intervals are of a median of samples; an estimate has its own, of 80 %, in the conditions.
-            ci95=(None, None),
+            ci95=(None, None),  # it is of a median of samples; an estimate has its own, of 80 %
+            basis=Basis(
+                unit=estimate.unit,
+                precision=estimate.precision,
+                interval80=estimate.interval80_ms,
+                error=estimate.error,
+                rows=estimate.rows,
+                source=estimate.source,
+            ),
         )
 
     def _estimator(self) -> Estimator:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.errors import IncompatiblePlanError
 from edgeforge.core.stage import Job, Stage
-from edgeforge.core.task import Split, Task
+from edgeforge.core.task import Task
 from edgeforge.training.mixture import open_mixed
 from edgeforge.training.recipe import (
     MODULES,
@@ -19,6 +19,7 @@ from edgeforge.training.recipe import (
     check_teacher,
     default_teacher,
     needs_teacher,
+    split_of,
     teacher_identity,
 )
 
@@ -48,6 +49,8 @@ class Finetune(Stage, Recovery):
     def check(self) -> None:
         check_losses(self.losses)
         check_teacher(self, self.teacher, self.losses, self.on_policy)
+        if self.transfer is not None:
+            self.transfer.check(self.losses)
         if self.teacher is not None and not needs_teacher(self.losses):
             raise IncompatiblePlanError(
                 "a teacher is named, but no loss asks for one", remedy="add e.g. `- soft_targets` to `losses`"
@@ -72,8 +75,11 @@ class Finetune(Stage, Recovery):
         data, teacher = open_mixed(job.task, self.mix, inputs, reader="model"), None
         if needs_teacher(self.losses):
             teacher = (self.teacher or default_teacher()).open(inputs, job.accelerator.device, data)
-        split: Split = "train" if teacher is None else "transfer"
-        facts = fit(Trainee(model, self.losses, teacher), self, data=data, job=job, split=split)
+        split = split_of(self.losses)
+        rows = self.transfer.rows(data, split) if self.transfer is not None else None
+        facts = fit(Trainee(model, self.losses, teacher), self, data=data, job=job, split=split, rows=rows)
+        if self.transfer is not None and rows is not None:
+            facts |= self.transfer.facts(model, data, job, taught=len(rows), of=data.size(split))
         if job.accelerator.is_main_process:
             loading.save(model, job.folder, tokenizer_from=inputs["model"].path)
         return {**footprint(model, data.interface), **facts}

@@ -17,7 +17,7 @@ from edgeforge.core.kinds import OneOf
 from edgeforge.core.seeds import derive
 from edgeforge.core.stage import Job, Stage
 from edgeforge.core.task import Task, TaskData
-from edgeforge.data import Document
+from edgeforge.data import DataSource, Document
 from edgeforge.data import _spec as specs
 from edgeforge.data._files import existing
 from edgeforge.data._near_duplicates import SHINGLE_WORDS, Known, letters
@@ -195,14 +195,16 @@ class Generate(Stage, Sampling):
     def _answers(self, teacher: Writer, data: TaskData, job: Job, folder: Path) -> dict[str, Any]:
         """Ask a teacher that answers questions, keep what is worth it; return the facts."""
         filters = answered.USUAL if self.filters is None else self.filters
-        context = Context((*prompts_to_write.tested(data, folder), *self._avoided(job.task)), job.seed)
+        tested = [*prompts_to_write.tested(data, folder), *self._avoided(job.task), *_tested(job.task)]
         if self.spec is not None:
             spec = specs.read(existing(self.spec))
+            context = Context((*tested, *_inputs(spec, tested)), job.seed)
             kept = answered.examples_of(
                 spec, self.count or answered.SPEC_COUNT, teacher, filters, context, job.progress
             )
         else:
             assert self.prompts is not None
+            context = Context(tested, job.seed)
             found = prompts_to_write.with_answers(existing(self.prompts))
             step = 1 if self.count is None else max(1, len(found) / self.count)
             chosen = [found[int(place * step)] for place in range(min(self.count or len(found), len(found)))]
@@ -303,6 +305,20 @@ class Generate(Stage, Sampling):
                 for message in messages if isinstance(messages, list) else ():
                     if isinstance(message, dict):
                         yield str(message.get("content", ""))
+
+
+def _tested(task: Task) -> Iterator[str]:
+    """What is said in the test part, one by one: a window holds the ends and beginnings of many."""
+    source = getattr(task, "data", None)
+    if isinstance(source, DataSource):
+        for document in source.documents().test:
+            yield from (message.content for message in document.messages)
+
+
+def _inputs(spec: specs.DataSpec, tested: Sequence[str]) -> Iterator[str]:
+    """What is tested without the words that stand before every question: examples have their inputs so."""
+    before = f"{spec.instruction}\n\n"
+    yield from (text.removeprefix(before) for text in tested if spec.instruction and text.startswith(before))
 
 
 def _unusable(document: Document, answer: str, *, ended: bool, known: Known) -> str | None:

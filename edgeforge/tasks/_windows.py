@@ -108,13 +108,14 @@ def joined(parts: Sequence[Stream]) -> Stream:
 class Windows:
     """Windows of `length` tokens over a stream: `before`, if there is one, and tokens from `starts` on.
 
-    `starts` and `unscored` are int64, shape (windows,): where a window begins in the stream, and the first token there
-    that no earlier window holds.
+    `starts`, `unscored` and `ends` are int64, shape (windows,): where a window begins in the stream, the first token
+    there that no earlier window holds, and the first behind those that count in this one.
     """
 
     stream: Stream
     starts: np.ndarray
     unscored: np.ndarray
+    ends: np.ndarray
     length: int
     before: int | None
 
@@ -139,13 +140,13 @@ class Windows:
 
     def chosen(self, rows: np.ndarray) -> Windows:
         """Only these windows."""
-        return replace(self, starts=self.starts[rows], unscored=self.unscored[rows])
+        return replace(self, starts=self.starts[rows], unscored=self.unscored[rows], ends=self.ends[rows])
 
     def with_labels(self) -> Windows:
         """Without the windows in which nothing is to be predicted."""
         known = np.concatenate([[0], np.cumsum(self.stream.wanted)])
         first = np.maximum(self.starts + (self.before is None), self.unscored)
-        return self.chosen(np.flatnonzero(known[self.starts + self._content] > known[first]))
+        return self.chosen(np.flatnonzero(known[self.ends] > known[np.minimum(first, self.ends)]))
 
     @property
     def _content(self) -> int:
@@ -162,8 +163,9 @@ class Windows:
 
     def _scored(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         predicted = self._predicted(rows)
-        fresh = predicted >= self.unscored[np.asarray(rows, dtype=np.int64)][:, None]
-        scored: np.ndarray = fresh & self.stream.wanted[predicted]
+        chosen = np.asarray(rows, dtype=np.int64)
+        counts = (predicted >= self.unscored[chosen][:, None]) & (predicted < self.ends[chosen][:, None])
+        scored: np.ndarray = counts & self.stream.wanted[predicted]
         return scored
 
 
@@ -178,7 +180,28 @@ def cut(stream: Stream, *, length: int, stride: int, before: int | None, part: s
     stride = min(stride, content)
     starts = np.arange(0, len(stream) - content + 1, stride)
     unscored = np.concatenate([[0], starts[:-1] + content])
-    return Windows(stream, starts, unscored, length, before)
+    return Windows(stream, starts, unscored, starts + content, length, before)
+
+
+def of_documents(parts: Sequence[Stream], *, length: int, before: int | None, part: str) -> Windows:
+    """Windows that each begin with a document, and go on with as many as fit whole.
+
+    The one behind them begins the next window; what of it stands here does not count. Only of a document that is
+    longer than a window does the next one begin within it. Raises DataError as `cut` does.
+    """
+    stream, content = joined(parts), length - (before is not None)
+    if len(stream) < content:
+        raise too_short(part, len(stream), content)
+    begins = np.cumsum([0, *map(len, parts)])
+    starts, ends = [0], list[int]()
+    while True:
+        limit = starts[-1] + content
+        behind = int(begins[np.searchsorted(begins, limit, side="right") - 1])
+        ends.append(behind if behind > starts[-1] else limit)
+        if ends[-1] + content > len(stream):
+            break
+        starts.append(ends[-1])
+    return Windows(stream, np.array(starts), np.array(starts), np.array(ends), length, before)
 
 
 def too_short(part: str, there: int, needed: int) -> DataError:

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -27,10 +27,11 @@ from edgeforge.core.task import (
     Tokens,
 )
 from edgeforge.data import DataSource
-from edgeforge.data._files import existing, file_digest
 from edgeforge.models import tokenizer
 from edgeforge.models.folder import CONFIG, read_json
-from edgeforge.tasks import _prompts, _token_scores, _windows
+from edgeforge.tasks import _token_scores, _windows
+from edgeforge.tasks._prompts import Prompted
+from edgeforge.tasks._spec_answers import Specified
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +41,7 @@ OPENED_AT_ONCE = 4
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
-class CausalLm(Task):
+class CausalLm(Task, Prompted, Specified):
     """Texts and chats, for models that write. Metrics: perplexity, bits per byte, next token accuracy; and see below.
 
     Documents are joined by the token that ends a text and cut into windows of `max_length` tokens; what is left over at
@@ -74,17 +75,17 @@ class CausalLm(Task):
         default=False,
         description="Of chats, learn and score only what the assistant says. Of texts, everything as usual.",
     )
+    whole_documents: bool = Field(
+        default=False,
+        description="Begin every window with a document, and count in it only those that fit whole. For short chats "
+        "that are answered one at a time: cut anywhere, hardly a window begins with a question, and a small model "
+        "answers well only behind another chat.",
+    )
     evaluation_windows: int | None = Field(
         default=None,
         ge=1,
         description="Evaluate on at most this many windows of the test part, evenly spread; absent: on all.",
     )
-    prompts: str | None = Field(
-        default=None,
-        description="A file of JSON lines, each with `prompt` or `messages`, and with `answer` (word for word) or "
-        "`pattern` (a regular expression to be found): the share that a model passes is `prompts_passed`.",
-    )
-    max_new_tokens: int = Field(default=64, ge=1, le=4096, description="Most tokens of the answer to a prompt.")
 
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     reads: ClassVar[Literal["images", "texts"]] = "texts"
@@ -96,6 +97,7 @@ class CausalLm(Task):
         "edgeforge.models.chat",
         "edgeforge.models.tokenizer",
         "edgeforge.tasks._prompts",
+        "edgeforge.tasks._spec_answers",
         "edgeforge.tasks._token_scores",
         "edgeforge.tasks._windows",
     )
@@ -104,6 +106,8 @@ class CausalLm(Task):
     def _no_gaps(self) -> Self:
         if self.stride is not None and self.stride > self.max_length:
             raise ValueError(f"stride {self.stride} is above max_length {self.max_length}: texts would have gaps")
+        if self.stride is not None and self.whole_documents:
+            raise ValueError("with `whole_documents` windows begin where documents do: leave `stride` out")
         return self
 
     def completed(self, model: Path | None) -> CausalLm:
@@ -120,15 +124,21 @@ class CausalLm(Task):
         return self.model_copy(update={"tokenizer": str(model)}) if own else self
 
     def digest(self) -> str:
-        choices = self.model_dump(mode="json", exclude={"data", "tokenizer", "prompts"})
-        asked = self._asked()
-        if asked is not None:
-            _prompts.read(asked)  # a mistake in them is found before any work
+        # Of a user's checker its source counts, not its place.
+        apart: dict[str, Any] = {
+            "data": True,
+            "tokenizer": True,
+            "prompts": True,
+            "checker": {"function"},
+            "spec": True,
+        }
+        choices = self.model_dump(mode="json", exclude=apart)
         return digest_of(
             {
                 "task": choices,
                 "data": {"kind": self.data.kind, "content": self.data.digest()},
-                "prompts": None if asked is None else file_digest(asked),
+                "prompts": self.prompts_digest(),
+                "spec": self.spec_digest(),
                 "tokenizer": tokenizer.digest(tokenizer.located(self.tokenizer)),
             }
         )
@@ -162,7 +172,8 @@ class CausalLm(Task):
     ) -> Evaluation:
         """See Task. Arrays of shape (windows, length): ``nll``, ``kld`` (float32, nats, NaN where nothing was
         predicted), ``scored``, ``right`` and ``top1`` (bool: predicted at all, likeliest, likeliest for the reference
-        too), ``likeliest`` (int32: which token); and ``prompts`` (bool, (prompts,)).
+        too), ``likeliest`` (int32: which token); and those of `Prompted.ask` and
+        `Specified.ask_of_spec`.
 
         `evaluated` says on what; `reasons` why a metric is None. Prompts are asked with the test split only.
         """
@@ -174,13 +185,22 @@ class CausalLm(Task):
         counted = int(opened.splits[split].label_bytes(range(data.size(split))).sum())
         metrics = _token_scores.metrics(scores, counted)
         reasons = dict.fromkeys(_token_scores.COMPARED, scores.reference_reason) if scores.reference_reason else {}
-        if split == "test" and (asked := self._asked()) is not None:
-            metrics["prompts_passed"] = None
+        if split == "test" and self.prompts is not None:
             if answers.generate is None:
-                reasons["prompts_passed"] = "what runs this format here writes no texts"
+                metrics |= dict.fromkeys(self.prompt_metrics())
+                reasons |= dict.fromkeys(self.prompt_metrics(), "what runs this format here writes no texts")
             else:
-                arrays["prompts"] = self._ask(answers.generate, _prompts.read(asked), opened.tokenizer)
-                metrics["prompts_passed"] = float(arrays["prompts"].mean())
+                asked = self.ask(answers.generate, opened.tokenizer)
+                metrics |= asked.metrics
+                arrays |= asked.arrays
+        if split == "test" and self.spec is not None:
+            if answers.generate is None:
+                metrics |= dict.fromkeys(self.spec_metrics())
+                reasons |= dict.fromkeys(self.spec_metrics(), "what runs this format here writes no texts")
+            else:
+                judged = self.ask_of_spec(answers.generate, opened.tokenizer, self.max_new_tokens)
+                metrics |= judged.metrics
+                arrays |= judged.arrays
         metrics["evaluated"] = {
             "windows": data.size(split),
             "window": self.max_length,
@@ -189,21 +209,6 @@ class CausalLm(Task):
             "bytes": counted,
         }
         return Evaluation({**metrics, "reasons": reasons} if reasons else metrics, arrays)
-
-    def _ask(
-        self,
-        generate: Callable[[Sequence[Sequence[int]], int], list[list[int]]],
-        asked: Sequence[_prompts.Prompt],
-        folder: Path,
-    ) -> np.ndarray:
-        """Which prompts a model passes; bool, shape (prompts,)."""
-        reader = tokenizer.read(folder)
-        written = generate(_prompts.encoded(asked, folder), self.max_new_tokens)
-        texts = [reader.decode(ids, skip_special_tokens=True) for ids in written]
-        return np.array([prompt.passed(text) for prompt, text in zip(asked, texts, strict=True)])
-
-    def _asked(self) -> Path | None:
-        return None if self.prompts is None else existing(self.prompts)
 
 
 @dataclass(frozen=True)
@@ -243,8 +248,11 @@ def _splits(task: CausalLm, data_digest: str, reader: _Reader) -> Mapping[Split,
     before = tokenizer.beginning(reader.folder)
     train, validation = _train_and_validation(read(parts.train), task, before)
     stride = task.stride or task.max_length
-    test = _windows.joined(read(parts.test))
-    tested = _windows.cut(test, length=task.max_length, stride=stride, before=before, part="test")
+    test = read(parts.test)
+    if task.whole_documents:
+        tested = _windows.of_documents(test, length=task.max_length, before=before, part="test")
+    else:
+        tested = _windows.cut(_windows.joined(test), length=task.max_length, stride=stride, before=before, part="test")
     tested = _with_labels(tested, "test")
     train = _with_labels(train, "train")
     return {
@@ -260,17 +268,22 @@ def _train_and_validation(
 ) -> tuple[_windows.Windows, _windows.Windows]:
     length = task.max_length
     content = length - (before is not None)
-    cut = functools.partial(_windows.cut, length=length, stride=length, before=before, part="training")
+
+    def cut(some: Sequence[_windows.Stream]) -> _windows.Windows:
+        if task.whole_documents:
+            return _windows.of_documents(some, length=length, before=before, part="training")
+        return _windows.cut(_windows.joined(some), length=length, stride=length, before=before, part="training")
+
     held = _windows.validation_documents(parts, task.validation, content)
     if held is not None:
         kept, apart = (
             [part for part, is_held in zip(parts, held, strict=True) if is_held == side] for side in (False, True)
         )
-        return cut(_windows.joined(kept)), cut(_windows.joined(apart))
-    whole = _windows.joined(parts)
-    if len(whole) < 2 * content:  # one window to train on, and one to validate with
-        raise _windows.too_short("training", len(whole), 2 * content)
-    found = cut(whole)
+        return cut(kept), cut(apart)
+    size = sum(map(len, parts))
+    if size < 2 * content:  # one window to train on, and one to validate with
+        raise _windows.too_short("training", size, 2 * content)
+    found = cut(parts)
     first = len(found) - max(1, round(task.validation * len(found)))
     return found.chosen(np.arange(first)), found.chosen(np.arange(first, len(found)))
 

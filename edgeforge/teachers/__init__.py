@@ -63,6 +63,10 @@ class Teacher(Spec):
         """How many of its likeliest answers it gives, beside the sum of all others; None: it gives all."""
         return None
 
+    def kept_views(self) -> int | None:
+        """How many augmented views of a sample it has answers about, which are all a student may see; None: any."""
+        return None
+
     def recorded(self) -> bool:
         """Whether it answered before training, and so not about samples that come about in it."""
         return False
@@ -98,6 +102,11 @@ class OpenTeacher:
     def teaches(self) -> bool:
         """Whether it has something to say yet; until then losses that need a teacher are left out."""
         return True
+
+    @property
+    def views(self) -> int | None:
+        """How many views of a sample it can answer about: it finds in a batch's ``views`` which. None: any view."""
+        return None
 
     def __call__(self, batch: Batch, outputs: frozenset[str]) -> ModelOutput:
         """The teacher's outputs for one of the student's batches; `outputs` names more of them than logits."""

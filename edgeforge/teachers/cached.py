@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from transformers.utils import ModelOutput
 
-    from edgeforge.core.task import Batch, TaskData
+    from edgeforge.core.task import Batch, Task, TaskData
 
 ANSWERS = "logits.safetensors"
 MOST_BYTES = 4 << 30
@@ -30,7 +30,13 @@ class Cached(TeachingModel, Teacher):
 
     A step of its own computes them, so a later student of the same teacher, in this or another pipeline with the same
     store, starts without a teacher forward. Kept are logits, 4 bytes per sample and label. Losses that read a
-    teacher's layers, and augmented images, need a teacher that is asked each time: `model`.
+    teacher's layers need a teacher that is asked each time: `model`.
+
+    Where the task augments images, `views` of each are kept, 4 bytes per sample, view and label. In epoch e a student
+    sees view e modulo `views`, the very crop and flip that the teacher saw (Beyer et al., 2022, "Knowledge
+    distillation: A good teacher is patient and consistent"; Shen and Xing, 2022, FKD, keep such answers as well). A
+    view is drawn from the run's seed, the sample and the view's number, so no crop is stored. For the first `views`
+    epochs a student is therefore that of the live teacher; after them it sees no new images.
 
     A language model answers for every token, so that all it says would fill the disk (SmolLM2: 200 kB per token). With
     `top_k`, kept are the k likeliest tokens and the sum of all others: 4k + 2 bytes per token. 64 hold 89 % of what
@@ -46,6 +52,14 @@ class Cached(TeachingModel, Teacher):
         "`reverse_kl` and `jensen_shannon` at temperature 1); absent: every logit.",
     )
 
+    views: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="Keep answers about so many augmented views of every sample; the student sees the same ones, a "
+        "view an epoch, over and over. Needed where the task augments.",
+    )
+
     why_logits_only: ClassVar[str | None] = (
         "a `cached` teacher keeps its logits only: the states of every layer and sample would fill the disk"
     )
@@ -54,6 +68,9 @@ class Cached(TeachingModel, Teacher):
     def keeps(self) -> int | None:
         return self.top_k
 
+    def kept_views(self) -> int | None:
+        return self.views
+
     def recorded(self) -> bool:
         return True
 
@@ -61,13 +78,36 @@ class Cached(TeachingModel, Teacher):
         """What answers about all of `data` take on disk; of a language model at most that."""
         samples, interface = data.size("transfer"), data.interface
         if not interface.per_token:
-            return samples * len(interface.labels) * 4
+            return samples * len(interface.labels) * 4 * (self.views or 1)
         vocabulary = interface.text.vocabulary_size
         per_token = kept.record(min(self.top_k or vocabulary, vocabulary), vocabulary).itemsize
         return samples * interface.text.max_length * per_token
 
+    def check_views(self, task: Task, where: str) -> None:
+        """Refuse augmented samples without `views`, and views where nothing is. Raises IncompatiblePlanError."""
+        if task.augments() and self.views is None:
+            raise IncompatiblePlanError(
+                "a cached teacher has answers about the images as they are, and the task's `augment` changes them",
+                where=where,
+                remedy="keep answers about some views of each, {kind: cached, views: 8}; or use `teacher: model`",
+            )
+        if self.views is not None and not task.augments():
+            raise IncompatiblePlanError(
+                "`views` are augmented copies of a sample, and this task changes none",
+                where=f"{where}.views",
+                remedy="leave `views` out, or give the task an `augment`",
+            )
+
     def check_data(self, data: TaskData) -> None:
         interface = data.interface
+        if self.views is not None and self.size_bytes(data) > MOST_BYTES:
+            most = self.views * MOST_BYTES // self.size_bytes(data)
+            raise IncompatiblePlanError(
+                f"answers about {self.views} views of every sample would take {self.size_bytes(data) / 1e9:,.0f} GB, "
+                "which a student holds in memory",
+                where="teacher.views",
+                remedy=f"keep at most {most}" if most else "use `teacher: model`",
+            )
         if self.top_k is not None and not interface.per_token:
             raise IncompatiblePlanError(
                 f"`top_k` is for answers about every token, and the task has {len(interface.labels)} labels a sample",
@@ -91,8 +131,8 @@ class Cached(TeachingModel, Teacher):
             _check_vocabulary(answers.vocabulary, data, path)
             return _RememberingTokens(answers, device)
         logits = read_answers(path)
-        _check_count(len(logits), data, path)
-        return _Remembering(logits.to(device))
+        _check_count(logits.shape[-2], data, path)
+        return (_Remembering if self.views is None else _RememberingViews)(logits.to(device))
 
 
 def _check_count(kept: int, data: TaskData, path: Path) -> None:
@@ -124,7 +164,21 @@ class _Remembering(OpenTeacher):
         from transformers.modeling_outputs import SequenceClassifierOutput
 
         _refuse(outputs)
-        return SequenceClassifierOutput(logits=self._logits[batch["rows"]])
+        return SequenceClassifierOutput(logits=self._of(batch))
+
+    def _of(self, batch: Batch) -> torch.Tensor:
+        return self._logits[batch["rows"]]
+
+
+class _RememberingViews(_Remembering):
+    """The same, for logits of shape (views, samples, labels)."""
+
+    @property
+    def views(self) -> int:
+        return len(self._logits)
+
+    def _of(self, batch: Batch) -> torch.Tensor:
+        return self._logits[batch["views"], batch["rows"]]
 
 
 class _RememberingTokens(OpenTeacher):
@@ -161,7 +215,7 @@ def _refuse(outputs: frozenset[str]) -> None:
 
 
 def write_answers(logits: torch.Tensor, folder: Path) -> None:
-    """Keep logits, float32, shape (samples, labels), by position in the transfer split."""
+    """Keep logits, float32, ([views,] samples, labels), by position in the transfer split."""
     from safetensors.torch import save_file
 
     save_file({"logits": logits.contiguous()}, folder / ANSWERS)

@@ -71,11 +71,20 @@ class Ensemble(Teacher):
     def identity(self) -> dict[str, Any]:
         return {"kind": self.kind, "shares": list(self.shares())}
 
+    def kept_views(self) -> int | None:
+        return next(iter({member.kept_views() for member in self.members} - {None}), None)
+
     def recorded(self) -> bool:
         return any(member.recorded() for member in self.members)
 
     def check(self, request: Request) -> None:
         super().check(request)
+        if len({member.kept_views() for member in self.members} - {None}) > 1:
+            raise IncompatiblePlanError(
+                "its members keep answers about different numbers of views, and a student sees one view at a time",
+                where="teacher.members",
+                remedy="give each `cached` member the same `views`",
+            )
         for suffix, member in self._suffixed():
             if not member.sources():
                 raise IncompatiblePlanError(
@@ -116,6 +125,10 @@ class Ensemble(Teacher):
 class _Averaging(OpenTeacher):
     def __init__(self, members: Sequence[OpenTeacher], shares: Sequence[float]) -> None:
         self._members, self._shares = members, shares
+
+    @property
+    def views(self) -> int | None:
+        return next((member.views for member in self._members if member.views is not None), None)
 
     def __call__(self, batch: Batch, outputs: frozenset[str]) -> ModelOutput:
         from transformers.utils import ModelOutput

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from edgeforge.core.errors import ConfigurationError
-from edgeforge.core.seeds import derive
+from edgeforge.core.seeds import derive, of_view
 from edgeforge.core.stage import Job
 from edgeforge.core.task import NO_LABEL, Batch, Split, TaskData
 from edgeforge.losses import Training
@@ -46,25 +46,41 @@ class _State:
     best_step: int = 0
 
 
-def fit(trainee: Trainee, recipe: Recipe, *, data: TaskData, job: Job, split: Split = "train") -> dict[str, Any]:
-    """Train a student in place on a split of `data`; return its history for the report.
+def fit(
+    trainee: Trainee,
+    recipe: Recipe,
+    *,
+    data: TaskData,
+    job: Job,
+    split: Split = "train",
+    rows: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Train a student in place on a split of `data`, or on some rows of it; return its history for the report.
 
     Goes on from ``job.folder/checkpoint`` where a checkpoint is there. The recipe's adapters are merged at the end.
     Raises ConfigurationError where the loss stops being a number.
     """
-    training = _Training(trainee, recipe, data, split, job)
+    training = _Training(trainee, recipe, data, _Samples(split, passes(data, split) if rows is None else rows), job)
     training.resume()
     training.run()
     return training.finish()
 
 
+@dataclass(frozen=True)
+class _Samples:
+    """What is trained on: positions in a split, in no order; an epoch is all of them."""
+
+    split: Split
+    rows: Iterable[int]
+
+
 class _Training:
-    def __init__(self, trainee: Trainee, recipe: Recipe, data: TaskData, split: Split, job: Job) -> None:
-        self.recipe, self.job, self.split = recipe, job, split
+    def __init__(self, trainee: Trainee, recipe: Recipe, data: TaskData, chosen: _Samples, job: Job) -> None:
+        self.recipe, self.job, self.split = recipe, job, chosen.split
         self.samples = data
         self.data = data.own if isinstance(data, Mixture) else data
         self.accelerator = job.accelerator
-        self.epoch = list(passes(data, split))
+        self.epoch = list(chosen.rows)
         self.size = len(self.epoch)
         self.per_epoch = max(1, self.size // recipe.batch_size)
         self.total = recipe.total_steps(self.size)
@@ -77,8 +93,9 @@ class _Training:
         self.teacher = self.trainee.teacher
         if self.teacher is not None:
             self.teacher.begin(self.trainee.student)
-        example = self._batch(self.epoch[:2], None)
-        self.trainee.make_loss_modules(example, Training(samples=data.size(split), seed=job.seed))
+        self.views = None if self.teacher is None else self.teacher.views
+        example = self._batch(self.epoch[:2], epoch=0)
+        self.trainee.make_loss_modules(example, Training(samples=data.size(self.split), seed=job.seed))
         if self.data.interface.pixels is not None:
             self.trainee.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = _optimizer(self.trainee, recipe)
@@ -116,7 +133,7 @@ class _Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate * _rate(self.recipe, step, self.total)
         total = torch.zeros((), device=self.accelerator.device)
-        batches = [self._batch(piece, derive(self.job.seed, "augment", epoch)) for piece in self._pieces(indices)]
+        batches = [self._batch(piece, epoch=epoch) for piece in self._pieces(indices)]
         own_words = self.on_policy is not None and self.on_policy.applies(self.job.seed, step)
         if own_words:
             batches = self._rewritten(batches, step)
@@ -177,8 +194,15 @@ class _Training:
         self.wrapped.train()
         return found
 
-    def _batch(self, indices: Sequence[int], augment_seed: int | None) -> Batch:
-        batch = self.samples.batch(self.split, indices, augment_seed=augment_seed)
+    def _batch(self, indices: Sequence[int], *, epoch: int) -> Batch:
+        """These samples as an epoch shows them: each in a view of its own, or in turn those the teacher answered about.
+
+        Teaching is consistent: teacher and student see the same view (Beyer et al., 2022, arXiv:2106.05237).
+        """
+        view = epoch if self.views is None else epoch % self.views
+        batch = self.samples.batch(self.split, indices, augment_seed=of_view(self.job.seed, view))
+        if self.views is not None:
+            batch["views"] = torch.full_like(batch["rows"], view)
         device = self.accelerator.device
         return {
             name: value.to(device, memory_format=torch.channels_last) if value.dim() == 4 else value.to(device)

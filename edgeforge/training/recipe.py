@@ -16,11 +16,12 @@ from edgeforge.teachers.model import Model as TeacherModel
 from edgeforge.training.adapters import Lora
 from edgeforge.training.mixture import DATASET, Mix, check_task
 from edgeforge.training.on_policy import OnPolicy
+from edgeforge.training.transfer import Transfer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from edgeforge.core.task import Task
+    from edgeforge.core.task import Split, Task
 
 DEFAULT_EPOCHS = 5
 MODULES = (
@@ -30,6 +31,7 @@ MODULES = (
     "edgeforge.training.objective",
     "edgeforge.training.precision",
     "edgeforge.training.sampling",
+    "edgeforge.training.transfer",
     "edgeforge.training.validation",
 )
 """What decides how a training stage ends, beside its kinds."""
@@ -114,11 +116,17 @@ class Recovery(Recipe):
     on_policy: OnPolicy | None = Field(
         default=None, description="Teach on texts that the student writes, too (language models); absent: no."
     )
+    transfer: Transfer | None = Field(default=None, description="Teach on some of the samples; absent: on all.")
 
 
 def needs_teacher(losses: tuple[Loss, ...]) -> bool:
     """Whether any of these losses reads a teacher's outputs."""
     return any(loss.needs_teacher for loss in losses)
+
+
+def split_of(losses: tuple[Loss, ...]) -> Split:
+    """Which samples these losses can learn from: those without a label, too, where a teacher answers."""
+    return "transfer" if needs_teacher(losses) else "train"
 
 
 def teacher_identity(teacher: Teacher | None) -> dict[str, Any]:
@@ -185,6 +193,8 @@ def check_fits(recipe: Recipe, model: PreTrainedModel, task: Task) -> None:
     if recipe.lora is not None:
         recipe.lora.names(model)
     check_task(task, recipe.mix)
+    if isinstance(transfer := getattr(recipe, "transfer", None), Transfer):
+        transfer.rows(task.open(), split_of(recipe.losses))  # type: ignore[attr-defined]  # both stages that have one
     if getattr(recipe, "on_policy", None) is not None and not task.open().interface.per_token:
         raise IncompatiblePlanError(
             "only a language model writes texts, and this task has a label for each sample",

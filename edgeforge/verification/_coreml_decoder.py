@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ from edgeforge.runtimes._coreml_decoder import INPUTS, LOGITS, CoremlDecoder
 from edgeforge.runtimes.coreml_reference import CoremlReference
 from edgeforge.verification import Check, Parity, outcome
 from edgeforge.verification._coreml_inputs import check
-from edgeforge.verification._coreml_package import Package, open_package
-from edgeforge.verification._coreml_weights import Comparison
+from edgeforge.verification._coreml_package import Package, PyMIL, open_package
+from edgeforge.verification._coreml_program import HALF_LIMIT
+from edgeforge.verification._coreml_weights import Comparison, read_by_others
 from edgeforge.verification._decoders import (
     PARITY_TOKENS,
     Answer,
@@ -27,16 +28,17 @@ from edgeforge.verification._decoders import (
     faithful,
     largest_logit,
     memory_check,
+    one_text,
 )
+from edgeforge.verification._model_weights import NAME as WEIGHTS
+from edgeforge.verification._model_weights import weights_check
+from edgeforge.verification._on_a_mac import own_answers
 from edgeforge.verification._rounded_weights import of_reference
 
 REFERENCE = "the torch model, on the reference evaluator"
 LIMIT = 1e-4
 """Mean divergence from torch with the same numbers (nats per token): weights that no quantizer chose, and all keys and
 values, are float16, as in a float16 GGUF file."""
-
-HALF_LIMIT = 1e-2
-"""The same where every operation's result is rounded to float16, as a phone's processors do."""
 
 STEP = 0.02
 """Of the largest logit: how far a text read in parts may be from one read at once. Keys and values are float16."""
@@ -54,13 +56,10 @@ def verify_decoder(inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any
         return outcome(nothing, [Check("opens", False, error.what)])
     if not isinstance(session, CoremlDecoder) or not isinstance(half, CoremlDecoder):
         return outcome(nothing, [Check("opens", False, "its metadata do not say that it remembers tokens")])
-    comparison = Comparison(expected_of_decoder(inputs["reference"], job.data.interface))
+    comparison = Comparison(expected_of_decoder(inputs["reference"].path, job.data.interface))
     rounded, layers = of_reference(inputs["reference"].path, inputs["model"].path, comparison.expected.reads)
     checks = [Check("opens", True), *_promises(package, session, inputs, job), *rounded]
-    try:
-        checks.append(comparison.layers(package.function))
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        checks.append(Check("layers", False, f"they are built in another way: {type(error).__name__}: {error}"))
+    checks += decoder_weights(package.function, comparison)
     if not all(one.passed for one in checks):
         return outcome(nothing, checks, layers=layers)
     facts = _computed(session, half, inputs, job, checks)
@@ -74,9 +73,7 @@ def _computed(
     try:
         found = beside_torch(at_once(session), inputs, job)
         rough = beside_torch(at_once(half), inputs, job, tokens=PARITY_TOKENS // 4)
-        memory = memory_check(
-            at_once(session), in_parts(session), job, STEP * max(1.0, largest_logit(at_once(session), job))
-        )
+        memory = remembers(session, one_text(job))
         close = faithful(at_once(session), inputs, job) if quantized else None
     except ModelError as error:
         nothing = Parity(REFERENCE, None, "the program does not run")
@@ -95,11 +92,37 @@ def _computed(
         agreement=found.agreement,
         samples=found.tokens,
     )
-    facts = outcome(parity, [*checks, memory, fits], close[0] if close else None)
+    apple = own_answers(inputs["file"].path / runtime.PACKAGE, one_text(job))
+    facts = outcome(parity, [*checks, memory, fits, *apple], close[0] if close else None)
     facts["parity"] |= {"mean_kld": found.mean_kld, "max_mean_kld": LIMIT}
     if close is not None:
         facts["fidelity"] |= close[1]
     return facts
+
+
+def remembers(session: CoremlDecoder, given: dict[str, np.ndarray]) -> Check:
+    """A text read in parts gives what it gives at once."""
+    limit = STEP * max(1.0, largest_logit(at_once(session), given))
+    return memory_check(at_once(session), in_parts(session), given, limit)
+
+
+def decoder_weights(function: PyMIL, comparison: Comparison) -> list[Check]:
+    """Layers in the order they run; and every other number of the model, those of tokens that no text here has too.
+
+    What else the program reads (rotary frequencies, masks) is no number of the model: its answers say whether it is
+    right.
+    """
+    try:
+        found = {
+            place: value if isinstance(value, np.ndarray) else value.dequantize()
+            for place, value in read_by_others(function)
+        }
+        others = replace(comparison.expected, layers=[])
+        return [comparison.layers(function), weights_check(others, found, all_known=False)]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        return [Check("layers", False, f"they are built in another way: {type(error).__name__}: {error}")]
+    except VerificationError as error:
+        return [Check(WEIGHTS, False, error.what)]
 
 
 def at_once(session: CoremlDecoder) -> Answer:

@@ -60,14 +60,16 @@ def _check_manifest(manifest: Mapping[str, Any]) -> None:
 
 def _check_blobs(spec: Any, weights: Path) -> None:
     """Every value kept in weight.bin lies inside it and has its type's size; coremltools reads past the end."""
-    content = weights.read_bytes()
-    for name, value in _stored_values(spec):
-        start = value.blobFileValue.offset
-        if value.blobFileValue.fileName != WEIGHTS_PATH or start + BLOB.size > len(content):
-            raise VerificationError(f"{name} is not in weight.bin", where=str(weights))
-        sentinel, _, size, data = BLOB.unpack_from(content, start)
-        if sentinel != SENTINEL or data + size > len(content) or size != _bytes_of(value.type.tensorType):
-            raise VerificationError(f"{name} is not whole in weight.bin", where=str(weights))
+    whole = weights.stat().st_size
+    with weights.open("rb") as stream:  # the descriptions alone: there may be gigabytes of weights
+        for name, value in _stored_values(spec):
+            start = value.blobFileValue.offset
+            if value.blobFileValue.fileName != WEIGHTS_PATH or start + BLOB.size > whole:
+                raise VerificationError(f"{name} is not in weight.bin", where=str(weights))
+            stream.seek(start)
+            sentinel, _, size, data = BLOB.unpack(stream.read(BLOB.size))
+            if sentinel != SENTINEL or data + size > whole or size != _bytes_of(value.type.tensorType):
+                raise VerificationError(f"{name} is not whole in weight.bin", where=str(weights))
 
 
 def _stored_values(spec: Any) -> Iterator[tuple[str, Any]]:

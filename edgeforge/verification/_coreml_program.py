@@ -36,6 +36,10 @@ HALF_ROUNDINGS = 16
 HALF_STEP = 2.0**-11
 """Of a number: the most that rounding to float16 moves it."""
 
+HALF_LIMIT = 1e-2
+"""Mean divergence of a language model (nats per token) where every operation's result is rounded to float16, as a
+phone's processors do."""
+
 LEAST_HALF = 0.02
 """Of a probability: what float16 may move in any case."""
 

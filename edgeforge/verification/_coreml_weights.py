@@ -89,7 +89,7 @@ class Comparison:
     def _other_problem(self, function: PyMIL, skipped: Container[str]) -> str | None:
         wanted = deque(self.expected.others)
         try:
-            found = list(_read_by_others(function, skipped))
+            found = list(read_by_others(function, skipped))
         except VerificationError as error:
             return error.what
         for place, value in found:
@@ -116,7 +116,7 @@ class Comparison:
         return self._floats(wanted.values, value)
 
 
-def _read_by_others(function: PyMIL, skipped: Container[str]) -> Iterator[tuple[str, np.ndarray | QuantizedWeight]]:
+def read_by_others(function: PyMIL, skipped: Container[str] = ()) -> Iterator[tuple[str, np.ndarray | QuantizedWeight]]:
     """(where it is read, what) for the constants of all operations but layers and the `skipped`, in order.
 
     Raises VerificationError for a compression that no exporter here writes.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -65,26 +66,30 @@ def faithful(answer: Answer, inputs: Mapping[str, Artifact], job: Job) -> tuple[
     return fidelity, more
 
 
-def memory_check(at_once: Answer, in_parts: Answer, job: Job, limit: float) -> Check:
+def memory_check(at_once: Answer, in_parts: Answer, given: dict[str, np.ndarray], limit: float) -> Check:
     """A text read in parts, each behind what is remembered of those before, gives what it gives at once.
 
-    `limit`: largest difference of two logits.
+    `given`: one text; `limit`: largest difference of two logits.
     """
-    given, _ = window(job, windows(job, 1)[0])
     apart = float(np.abs(at_once(given) - in_parts(given)).max())
     return Check(MEMORY, bool(apart <= limit), f"read in parts, logits differ by {apart:.3g}, at most {limit:.3g}")
 
 
-def largest_logit(answer: Answer, job: Job) -> float:
-    """The largest absolute logit in the answer to one window."""
-    return float(np.abs(answer(window(job, windows(job, 1)[0])[0])).max())
+def one_text(job: Job) -> dict[str, np.ndarray]:
+    """The inputs of one window of the validation split."""
+    return window(job, windows(job, 1)[0])[0]
 
 
-def expected_of_decoder(artifact: Artifact, interface: Interface) -> Expected:
+def largest_logit(answer: Answer, given: dict[str, np.ndarray]) -> float:
+    """The largest absolute logit in the answer to one text."""
+    return float(np.abs(answer(given)).max())
+
+
+def expected_of_decoder(folder: Path, interface: Interface) -> Expected:
     """The numbers that a file of a decoder must hold: its parameters. Rotary tables are computed as it runs."""
     from edgeforge.models import loading
 
-    expected = expected_weights(artifact.path, interface)
-    parameters = {name for name, _ in loading.load(artifact.path).named_parameters(remove_duplicate=False)}
+    expected = expected_weights(folder, interface)
+    parameters = {name for name, _ in loading.load(folder).named_parameters(remove_duplicate=False)}
     kept = [forms for forms in expected.others if forms[0].values.name in parameters]
     return replace(expected, others=kept)

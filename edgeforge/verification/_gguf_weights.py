@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -48,17 +49,18 @@ TENSOR_SLACK, ROW_SLACK = 2.0, 4.0
 llama.cpp spends precision on columns with large inputs at the expense of the others."""
 
 
-def weight_checks(file: GgufFile, inputs: Mapping[str, Artifact]) -> list[Check]:
-    """Every tensor is the model's: rounded to its float type, on its grid, or the very integers of a quantizer."""
-    quantizer_rewrote = "unquantized" in inputs
-    role = "model" if quantizer_rewrote else "reference"
+def weight_checks(file: GgufFile, folder: Path, *, quantizer_rewrote: bool = False) -> list[Check]:
+    """Every tensor is the model's: rounded to its float type, on its grid, or the very integers of a quantizer.
+
+    `folder`: the float model where a quantizer rewrote the file, else the model whose numbers it holds.
+    """
     exact, near = (
         "every tensor in floats is the model's, rounded",
         "every quantized tensor is as near as its type can be",
     )
     wrong: dict[str, str] = {}
     seen = set()
-    for name, expected in expected_tensors(file, inputs[role]):
+    for name, expected in expected_tensors(file, folder):
         tensor = file.tensors[name]
         check = exact if tensor.type in FLOATS or not quantizer_rewrote else near
         seen.add(check)
@@ -76,21 +78,21 @@ def rounding_checks(inputs: Mapping[str, Artifact]) -> list[Check]:
 def layer_noise(file: GgufFile, inputs: Mapping[str, Artifact]) -> tuple[LayerNoise, ...]:
     """What each quantized tensor lost against the float model, by the model's names, the worst first."""
     found = []
-    for name, expected in expected_tensors(file, inputs["model"]):
+    for name, expected in expected_tensors(file, inputs["model"].path):
         if file.tensors[name].type not in FLOATS:
             module = (gguf_names.to_hugging_face(name) or name).removesuffix(".weight")
             found.append(LayerNoise(module, decibels(expected, file.dequantized(name))))
     return worst_first(found)
 
 
-def expected_tensors(file: GgufFile, model: Artifact) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor of a torch artifact by llama.cpp's name, float32, rows in llama.cpp's order."""
+def expected_tensors(file: GgufFile, folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor of a torch model's folder by llama.cpp's name, float32, rows in llama.cpp's order."""
     from safetensors import safe_open
 
     from edgeforge.models.folder import weight_files
 
     size = int(file.said("attention.key_length"))
-    for path in weight_files(model.path):
+    for path in weight_files(folder):
         with safe_open(path, framework="pt") as tensors:
             for name in sorted(tensors.keys()):
                 own = gguf_names.to_gguf(name)

@@ -17,17 +17,17 @@ PROBES = 64
 """Numbers looked at before all of a candidate are: layers often have the same shape."""
 
 
-def weights_check(expected: Expected, found: Mapping[str, np.ndarray]) -> Check:
-    """Every number of the model is among the `found` constants, and every constant is the model's.
+def weights_check(expected: Expected, found: Mapping[str, np.ndarray], *, all_known: bool = True) -> Check:
+    """Every number of the model is among the `found` constants, and, where `all_known`, every constant is the model's.
 
     `found`: floating-point constants of more than one number by name, quantized ones multiplied out. Any shape, and the
     transpose of two axes, will do; a bias or table of zeros or ones may be left out.
     """
-    problem = next(_problems(expected, found), None)
+    problem = next(_problems(expected, found, all_known=all_known), None)
     return Check(NAME, problem is None, problem or "")
 
 
-def _problems(expected: Expected, found: Mapping[str, np.ndarray]) -> Iterator[str]:
+def _problems(expected: Expected, found: Mapping[str, np.ndarray], *, all_known: bool) -> Iterator[str]:
     by_size: dict[int, list[str]] = {}
     for name, array in found.items():
         by_size.setdefault(array.size, []).append(name)
@@ -39,7 +39,7 @@ def _problems(expected: Expected, found: Mapping[str, np.ndarray]) -> Iterator[s
         if not names and not forms[0].neutral:
             yield _closest(forms[0], [found[name] for name in by_size.get(forms[0].numbers.size, ())])
     for name, array in found.items():
-        if name not in used and not _neutral(array):
+        if all_known and name not in used and not _neutral(array):
             yield f"{array.size} numbers in the file ({name}) are no weight of the model"
 
 

@@ -26,7 +26,9 @@ from edgeforge.verification._decoders import (
     faithful,
     largest_logit,
     memory_check,
+    one_text,
 )
+from edgeforge.verification._expected_weights import Expected
 from edgeforge.verification._model_weights import NAME as WEIGHTS
 from edgeforge.verification._model_weights import weights_check
 from edgeforge.verification._onnx_constants import floats
@@ -57,7 +59,12 @@ class OpenedDecoder:
         """Opened by ONNX Runtime; `exact`: products of integers take their inputs as they are."""
         if not exact:
             return OnnxDecoder(OnnxSession(self.folder / onnx_graph.MODEL), self.folder)
-        return OnnxDecoder(OnnxSession(float_activations(self.proto), settings=FLOAT_INPUTS), self.folder)
+        return exact_session(self.proto, self.folder)
+
+
+def exact_session(proto: onnx.ModelProto, folder: Path) -> OnnxDecoder:
+    """The file in `folder`, its products of integers taking their inputs as they are."""
+    return OnnxDecoder(OnnxSession(float_activations(proto), settings=FLOAT_INPUTS), folder)
 
 
 def verify_decoder(inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any]:
@@ -73,14 +80,14 @@ def verify_decoder(inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any
     if not all(check.passed for check in checks):
         return outcome(nothing, checks)
     quantized = inputs["reference"].digest != inputs["model"].digest
-    expected = expected_of_decoder(inputs["reference"], opened.interface)
-    checks.append(_weights(opened, expected))
+    expected = expected_of_decoder(inputs["reference"].path, opened.interface)
+    checks.append(decoder_weights(opened.proto, inputs["reference"].path, expected))
     rounded, layers = of_reference(inputs["reference"].path, inputs["model"].path, expected.reads)
     try:
         found = beside_torch(at_once(exact), inputs, job)
-        largest = largest_logit(at_once(exact), job)
-        limit = LIMIT * largest
-        checks += [*rounded, memory_check(at_once(exact), in_parts(exact), job, limit)]
+        text = one_text(job)
+        limit = LIMIT * largest_logit(at_once(exact), text)
+        checks += [*rounded, memory_check(at_once(exact), in_parts(exact), text, limit)]
         close = faithful(at_once(shipped), inputs, job) if quantized else None
     except ModelError as error:
         return outcome(nothing, [*checks, Check("runs", False, error.what)], layers=layers)
@@ -181,14 +188,14 @@ def _configuration(opened: OpenedDecoder) -> Check:
     return Check("companion files", True)
 
 
-def _weights(opened: OpenedDecoder, expected: Any) -> Check:
-    """Every weight of the torch model is in the file, integers to the bit."""
+def decoder_weights(proto: onnx.ModelProto, folder: Path, expected: Expected) -> Check:
+    """Every weight of the torch model in `folder` is in the file, integers to the bit."""
     from edgeforge.models import loading
 
-    network = loading.load(opened.inputs["reference"].path)
+    network = loading.load(folder)
     rotary = [buffer.numpy() for name, buffer in network.named_buffers() if name.endswith("inv_freq")]
     try:
-        found = floats(opened.proto)
+        found = floats(proto)
     except UnknownOperator as error:
         return Check(WEIGHTS, None, f"integers in a form that is not known: {error}")
     kept = {

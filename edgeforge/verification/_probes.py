@@ -13,6 +13,7 @@ from edgeforge.core.errors import ModelError
 
 COUNT = 4
 LENGTH = 16
+TEXT_LENGTH = 80
 FEWEST_TOKENS = 10
 MASKS = ("mask",)
 
@@ -39,6 +40,13 @@ def arbitrary(values: Iterable[tuple[str, str, tuple[int | None, ...]]], folder:
         else:
             raise ModelError(f"its input '{name}' is of the type {dtype}, which cannot be made up")
     return found
+
+
+def texts(longest: int, folder: Path, vocabulary: int | None = None) -> Inputs:
+    """Two texts for a language model that takes so many tokens: more than is read at once, where it takes as many."""
+    shape = (2, min(longest, TEXT_LENGTH))
+    ids = np.random.default_rng(0).integers(0, vocabulary or _vocabulary(folder), shape)
+    return {"input_ids": ids, "attention_mask": np.ones(shape, np.int64)}
 
 
 def noise(shape: tuple[int, int, int]) -> np.ndarray:
@@ -78,7 +86,11 @@ def of_features(features: Iterable[Any], declared: Mapping[str, Any]) -> list[di
             array = feature.type.multiArrayType
             sizes = [int(size) for size in array.shape]
             floats = declared[feature.name]
-            made = chance.standard_normal(sizes).astype(np.float32) if floats else np.ones(sizes, np.int32)
-            sample[feature.name] = made
+            if floats:
+                sample[feature.name] = chance.standard_normal(sizes).astype(np.float32)
+            elif any(word in feature.name for word in MASKS):
+                sample[feature.name] = np.ones(sizes, np.int32)
+            else:  # small enough for every table, that of two kinds of tokens among them
+                sample[feature.name] = chance.integers(0, 2, sizes).astype(np.int32)
         samples.append(sample)
     return samples

@@ -13,12 +13,14 @@ import psutil
 from edgeforge import onnx_graph, openvino_graph
 from edgeforge.core.artifact import hash_file, hash_folder
 from edgeforge.core.errors import EnvironmentProblem, ModelError
-from edgeforge.runtimes import Session, coreml, runtime_for
+from edgeforge.runtimes import Session, runtime_for
 from edgeforge.runtimes._coreml import CoremlSession, session_of
 from edgeforge.runtimes.coreml_reference import open_model
 from edgeforge.verification import Check, _golden, differences
 from edgeforge.verification._against import against_checks
-from edgeforge.verification._probes import Inputs, arbitrary, noise, of_features
+from edgeforge.verification._foreign_package import numbers, samples_of
+from edgeforge.verification._on_a_mac import beside_the_evaluator
+from edgeforge.verification._probes import Inputs, arbitrary, noise, texts
 from edgeforge.verification._subjects import SUFFIXES, Subject
 
 MEMORY = {"onnx": 3, "openvino": 2}
@@ -118,7 +120,7 @@ def _opened(subject: Subject) -> tuple[Session | None, Inputs | Probe, list[Chec
             for value in graph.inputs
         ]
         return session, arbitrary(values, subject.folder), [says]
-    return session, {}, []
+    return session, texts(session.model.trained_length, subject.folder, session.model.vocabulary_size), []  # type: ignore[attr-defined]  # GGUF
 
 
 def _onnx_probes(folder: Path) -> Inputs:
@@ -156,7 +158,7 @@ def _agrees(said: Any, folder: Path) -> Check:
         return Check(name, None, "the file does not say: EdgeForge did not write it")
     try:
         labels = json.loads(said["labels"])
-        config = _json(folder / "config.json")
+        config = _json(folder / "config.json") if labels else None  # a language model has none
         if config is not None and config.get("id2label") != {str(i): label for i, label in enumerate(labels)}:
             return Check(name, False, "config.json names other labels than the file")
         if config is not None and config.get("label2id") != {label: i for i, label in enumerate(labels)}:
@@ -180,17 +182,15 @@ def _opened_coreml(subject: Subject) -> tuple[Session | None, Inputs | Probe, li
     try:
         session = session_of(model, model.metadata, model.features)
     except (KeyError, TypeError, ValueError):
-        features = {value.name: bool(value.element and value.element.is_float) for value in model.declared.values()}
+        stateful = bool(model.make_state())
 
         def probe() -> np.ndarray:
-            answers = model.predict(of_features(model.features, features))
-            flat = [np.asarray(_numbers(answer), dtype=np.float64).reshape(-1) for answer in answers]
-            return np.stack(flat)
+            return numbers(model, samples_of(model), stateful=stateful)
 
         says = Check("labels and preprocessing", None, "the package does not say: EdgeForge did not write it")
         return None, probe, [says]
     if not isinstance(session, CoremlSession):
-        return session, {}, []
+        return session, texts(session.context, subject.folder), []
     says = Check("labels and preprocessing", True)
     config = _json(subject.folder / "config.json")
     if config is not None and list(config.get("id2label", {}).values()) != list(session.labels):
@@ -208,17 +208,6 @@ def _coreml_inputs(model: Any, session: CoremlSession, folder: Path) -> Inputs:
             return {"pixel_values": ((pixels / 255 - session.mean) / session.std).astype(np.float32)}
         values.append((feature.name, "int64", (None, int(feature.type.multiArrayType.shape[-1]))))
     return arbitrary(values, folder)
-
-
-def _numbers(answer: dict[str, Any]) -> list[float]:
-    """Every number in an answer, labels left out."""
-    found: list[float] = []
-    for value in answer.values():
-        if isinstance(value, dict):
-            found += [float(one) for one in value.values()]
-        elif not isinstance(value, str):
-            found += np.asarray(value, dtype=np.float64).reshape(-1).tolist()
-    return found
 
 
 # -- its answers
@@ -304,24 +293,6 @@ def _torch(subject: Subject) -> Iterator[Check]:
 def _not_here(subject: Subject, session: Session | None, probes: Inputs | Probe) -> Iterator[Check]:
     """What this machine cannot say; on a Mac, Core ML's own answers."""
     if subject.format == "coreml":
-        apple = coreml.Coreml()
-        if (reason := apple.available()) is not None:
-            yield Check("Apple's compiler and kernels", None, f"{reason}; the program was computed from the file")
-        elif session is not None and (inputs := _inputs(subject, probes)):
-            yield _on_a_mac(subject, apple, session, inputs)
+        yield from beside_the_evaluator(subject.file, {} if session is None else _inputs(subject, probes))
     if subject.format in SUFFIXES.values() or subject.format == "openvino":
         yield Check("speed", None, "it is measured by `edgeforge bench`")
-
-
-def _on_a_mac(subject: Subject, apple: coreml.Coreml, session: Session, inputs: Inputs) -> Check:
-    name = "Core ML answers as the evaluator does"
-    try:
-        theirs = np.exp(apple.open(subject.folder).run(inputs))
-    except ModelError as error:
-        return Check(name, False, error.what)
-    ours = np.exp(session.run(inputs))
-    found = differences(theirs, ours)
-    limit = 0.05
-    apart = found["max_abs_error"]
-    agrees = apart is not None and (apart <= limit or float(found["agreement"] or 0.0) >= AGREEMENT)
-    return Check(name, agrees, f"probabilities differ by {apart}, labels agree on {found['agreement']:.0%}")

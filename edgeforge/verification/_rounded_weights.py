@@ -71,17 +71,30 @@ def _problems(quantized: QuantizedWeights, floats: dict[str, np.ndarray]) -> Ite
 
 
 def _problem(weight: QuantizedWeight, values: np.ndarray) -> str | None:
-    wrong = _misplaced(weight, values) if isinstance(weight, PalettizedWeight) else _misrounded(weight, values)
+    if isinstance(weight, LinearWeight):
+        return linear_problem(weight, values, half_step=HALF_A_STEP)
+    wrong = _misplaced(weight, values)
+    return (
+        f"{int(wrong.sum())} of {wrong.size} integers are not the nearest to their float weight"
+        if wrong.any()
+        else None
+    )
+
+
+def linear_problem(weight: LinearWeight, values: np.ndarray, *, half_step: float) -> str | None:
+    """What is wrong with integers and scales of float weights, float64; None where nothing is."""
+    wrong = _misrounded(weight, values, half_step)
     if wrong.any():
         return f"{int(wrong.sum())} of {wrong.size} integers are not the nearest to their float weight"
-    return None if isinstance(weight, PalettizedWeight) else _misfit(weight, values)
+    return _misfit(weight, values)
 
 
-def _misrounded(weight: LinearWeight, values: np.ndarray) -> np.ndarray:
+def _misrounded(weight: LinearWeight, values: np.ndarray, half_step: float = HALF_A_STEP) -> np.ndarray:
     low, high = -(2 ** (weight.bits - 1)), 2 ** (weight.bits - 1) - 1
     scales = np.repeat(weight.scales.astype(np.float64), weight.shape[1] // weight.scales.shape[1], axis=1)
-    steps = (values / scales).clip(low, high)
-    wrong: np.ndarray = np.abs(steps - weight.integers) > HALF_A_STEP
+    with np.errstate(divide="ignore", invalid="ignore"):  # a channel of zeros may have a scale of zero
+        steps = (values / scales).clip(low, high)
+    wrong: np.ndarray = np.abs(steps - weight.integers) > half_step
     return wrong
 
 

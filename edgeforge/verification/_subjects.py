@@ -11,17 +11,24 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from edgeforge import onnx_graph, openvino_graph
+from edgeforge import gguf_file, onnx_graph, openvino_graph
 from edgeforge.core.artifact import MANIFEST
 from edgeforge.core.errors import ConfigurationError
 from edgeforge.runtimes.coreml import PACKAGE
+from edgeforge.runtimes.coreml_reference import open_model
 from edgeforge.verification._archive import unpack
 
 REPORT = "report.json"
-NAMES = {"onnx": onnx_graph.MODEL, "openvino": openvino_graph.MODEL, "coreml": PACKAGE}
+NAMES = {"onnx": onnx_graph.MODEL, "openvino": openvino_graph.MODEL, "coreml": PACKAGE, "gguf": gguf_file.MODEL}
 """What a runtime opens in an artifact's folder, by format."""
 
 SUFFIXES = {".onnx": "onnx", ".mlpackage": "coreml", ".mlmodel": "coreml", ".mlmodelc": "coreml", ".gguf": "gguf"}
+
+_QUANTIZED_OPERATORS = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "MatMulNBits"}
+    | {"DynamicQuantizeMatMul", "GatherBlockQuantized"}
+)
+_FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,22 @@ class Subject:
         """What a runtime opens, under its own name where the user named it."""
         alone = self.shown.suffix in SUFFIXES
         return self.shown if alone else self.folder / NAMES.get(self.format, self.format)
+
+
+def is_quantized(subject: Subject) -> bool:
+    """Whether the file holds quantized numbers: as is recorded, or as it is found to."""
+    if subject.quantized is not None:
+        return subject.quantized
+    if subject.format == "onnx":
+        types = {node.op_type for node in onnx_graph.load(subject.folder).graph.node}
+        return bool(types & _QUANTIZED_OPERATORS)
+    if subject.format == "openvino":
+        layers = openvino_graph.layers(openvino_graph.load(subject.folder))
+        return any(openvino_graph.is_quantized(layer) for layer in layers.values())
+    if subject.format == "gguf":
+        found = gguf_file.read(subject.folder / gguf_file.MODEL)
+        return any(tensor.type not in _FLOATS for tensor in found.tensors.values())
+    return subject.format == "coreml" and open_model(subject.file).compressed
 
 
 @contextlib.contextmanager

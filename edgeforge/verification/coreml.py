@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,8 +41,10 @@ from edgeforge.verification._coreml_program import (
     wiring,
     with_weights,
 )
+from edgeforge.verification._coreml_rewritten import Rewritten
 from edgeforge.verification._coreml_weights import Comparison
 from edgeforge.verification._expected_weights import expected_weights
+from edgeforge.verification._on_a_mac import own_answers
 from edgeforge.verification._opened import PARITY_SAMPLES, ROUNDINGS, Inputs, Opened
 from edgeforge.verification._rounded_weights import of_reference
 
@@ -69,6 +71,8 @@ def verify(inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any]:
     except VerificationError as error:
         return outcome(Parity(REFERENCE, None, "the file does not open"), [Check("opens", False, error.what)])
     comparison = Comparison(expected_weights(inputs["reference"].path, interface))
+    if "unquantized" in inputs:
+        return _verify_rewritten(package, comparison, inputs, job)
     rounded, layers = of_reference(inputs["reference"].path, inputs["model"].path, comparison.expected.reads)
     checks = [Check("opens", True), *_looked_at(package, comparison, inputs, interface), *rounded]
     if not all(check.passed for check in checks):
@@ -80,23 +84,75 @@ def _looked_at(
     package: Package, comparison: Comparison, inputs: Mapping[str, Artifact], interface: Interface
 ) -> list[Check]:
     """What can be seen without running the program."""
-    reference = inputs["reference"]
     checks: list[Check] = []
-    first: list[PyMIL] = []
     try:
-        if interface.tokens is not None:
-            checks += text_checks(package, interface, inputs["file"].path, reference.path)
-        else:
-            first = list(normalisation(package.function))
-            checks += [*image_checks(package, interface), normalisation_check(first, interface)]
-        checks += _interface_checks(package, interface, reference.key)
-        checks += gelu_check(package.function, read_json(reference.path / "config.json"))
+        first = [] if interface.tokens is not None else list(normalisation(package.function))
+        checks.extend(_promised(package, inputs, interface))
+        checks += gelu_check(package.function, read_json(inputs["reference"].path / "config.json"))
         checks.append(comparison.layers(package.function))
         checks.append(comparison.others(package.function, ignored=first))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         # Something that every program written here has is missing, or is of another kind.
         checks.append(Check("program", False, f"it is built in another way: {type(error).__name__}: {error}"))
     return checks
+
+
+def _promised(package: Package, inputs: Mapping[str, Artifact], interface: Interface) -> Iterator[Check]:
+    """What an app hands over, and the answer that it gets."""
+    reference = inputs["reference"]
+    if interface.tokens is not None:
+        yield from text_checks(package, interface, inputs["file"].path, reference.path)
+    else:
+        yield from image_checks(package, interface)
+        yield normalisation_check(list(normalisation(package.function)), interface)
+    yield from _interface_checks(package, interface, reference.key)
+
+
+def _verify_rewritten(
+    package: Package, comparison: Comparison, inputs: Mapping[str, Artifact], job: Job
+) -> Mapping[str, Any]:
+    """A package that a quantizer of files made of another one, which is held against torch."""
+    interface = job.data.interface
+    nothing = Parity(REFERENCE, None, "the package is not what it should be")
+    try:
+        original = open_package(inputs["unquantized"].path / runtime.PACKAGE)
+    except VerificationError as error:
+        return outcome(nothing, [Check("float file: opens", False, error.what)])
+    before = _looked_at(original, comparison, {**inputs, "file": inputs["unquantized"]}, interface)
+    checks = [Check("opens", True), *(replace(one, name=f"float file: {one.name}") for one in before)]
+    try:
+        rewritten = Rewritten(package.function, original.function)
+        checks += [*_promised(package, inputs, interface), *rewritten.checks()]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, VerificationError) as error:
+        return outcome(nothing, [*checks, Check("program", False, f"it is built in another way: {error}")])
+    if not all(check.passed for check in checks):
+        return outcome(nothing, checks, layers=rewritten.layers)
+    return _rewritten_answers(rewritten, inputs, job, checks)
+
+
+def _rewritten_answers(
+    rewritten: Rewritten, inputs: Mapping[str, Artifact], job: Job, checks: list[Check]
+) -> Mapping[str, Any]:
+    """Ranges and answers on real inputs."""
+    nothing = Parity(REFERENCE, None, "the program does not run")
+    path = inputs["file"].path / runtime.PACKAGE
+    try:
+        opened = _Opened(inputs, job, CoremlReference().open(inputs["file"].path))
+        if (broken := opened.unusable()) is not None:
+            return outcome(nothing, [*checks, broken], layers=rewritten.layers)
+        few = {name: array[:FEW] for name, array in opened.samples.items()}
+        given = opened.session.samples(few)  # type: ignore[attr-defined]  # a classifier's
+        ranges = rewritten.ranges(open_model(inputs["unquantized"].path / runtime.PACKAGE), given)
+        half = open_model(path, precision="float16")
+        rough = np.exp(opened.run(CoremlSession(half, half.metadata, half.features), few))
+    except ModelError as error:
+        return outcome(nothing, [*checks, Check("computes", False, error.what)], layers=rewritten.layers)
+    exact = np.exp(opened.torch_outputs("reference", few))
+    why = "eight bits move answers: its operations and numbers are the float file's, and fidelity says how far they are"
+    parity = Parity(REFERENCE, None, why, **differences(np.exp(opened.outputs[: len(exact)]), exact))  # type: ignore[arg-type]
+    fits = Check("fits float16", bool(np.isfinite(rough).all()), "")
+    checks = [*checks, ranges, fits, *own_answers(path, few)]
+    return outcome(parity, checks, opened.fidelity(), layers=rewritten.layers)
 
 
 class _Opened(Opened):
@@ -143,6 +199,8 @@ def _computed(
     )
     try:
         checks = [*checks, *_program_checks(package, comparison, opened, samples)]
+        few = {name: array[:FEW] for name, array in samples.items()}
+        checks += own_answers(opened.folder / runtime.PACKAGE, few)
     except ModelError as error:
         checks = [*checks, Check("program", False, error.what)]
     return outcome(parity, checks, opened.fidelity() if opened.quantized else None)

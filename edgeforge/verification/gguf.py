@@ -21,14 +21,9 @@ from edgeforge.core.stage import Job
 from edgeforge.gguf_file import MODEL
 from edgeforge.runtimes.llama_cpp import LlamaCpp, LlamaCppSession
 from edgeforge.verification import Check, Parity, outcome
-from edgeforge.verification._gguf_answers import Answered, compare
+from edgeforge.verification._gguf_answers import LIMITS, Answered, compare
 from edgeforge.verification._gguf_promises import file_promises, tokenizer_checks
 from edgeforge.verification._gguf_weights import layer_noise, rounding_checks, weight_checks
-
-LIMITS = {"F32": 1e-5, "F16": 1e-4, "BF16": 1e-3}
-"""Mean divergence from torch (nats per token) of a file in floats. F32 differs by the order of sums and by keys and
-values, which llama.cpp keeps as float16 (5e-7 measured on SmolLM2-135M); F16 rounds weights to 11 bits (4e-6), BF16 to
-8 (1.3e-4)."""
 
 LEAST_AGREEMENT = 0.99
 """Share of tokens for which a float file and torch find the same token likeliest."""
@@ -49,7 +44,10 @@ def verify(inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any]:
         return outcome(nothing, [Check("the file is whole", False, error.what)])
     checks = [Check("the file is whole", True), *file_promises(file, inputs)]
     if all(check.passed for check in checks):
-        checks += [*weight_checks(file, inputs), *rounding_checks(inputs)]
+        rewrote = "unquantized" in inputs
+        held_against = inputs["model" if rewrote else "reference"].path
+        checks += weight_checks(file, held_against, quantizer_rewrote=rewrote)
+        checks += rounding_checks(inputs)
     if not all(check.passed for check in checks):
         return outcome(nothing, checks)
     if (reason := LlamaCpp().available()) is not None:

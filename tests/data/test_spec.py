@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from edgeforge.core.errors import ConfigurationError, DataError
-from edgeforge.data import Message
 from edgeforge.data._spec import DataSpec, Example, pass_rates, read
 from edgeforge.data._spec_prompts import prompts
 from edgeforge.filters import Context
@@ -105,19 +104,24 @@ def test_prompts_cover_the_axes_evenly_and_every_combination_in_turn(shop: DataS
 
 def test_prompts_say_all_that_must_hold_and_are_all_different(shop: DataSpec) -> None:
     asked = prompts(shop, 100, seed=0)
-    texts = [one.chat[0].content for one in asked]
-    assert len(set(texts)) == 100
-    for one, text in zip(asked, texts, strict=True):
-        assert one.chat == (Message("user", text),)
-        assert all(f"- {name}: {value}" in text for name, value in one.choices.items())
-        for said in (
-            shop.task,
-            "The message says please.",
-            '"minLength": 10',
-            "Tell me please where",
-            "billing, shipp",
-        ):
-            assert said in text
+    assert len({one.chat for one in asked}) == 100
+    for number, one in enumerate(asked, 1):
+        first, last = one.chat[0].content, one.chat[-1].content
+        for said in (shop.task, "The message says please.", '"minLength": 10', "billing, shipp"):
+            assert said in first
+        assert all(f"- {name}: {value}" in last for name, value in one.choices.items())
+        assert f"example number {number}," in last
+
+
+def test_seed_examples_are_turns_each_asked_for_by_its_label(shop: DataSpec) -> None:
+    (one,) = prompts(shop, 1, seed=0)
+    assert [message.role for message in one.chat] == ["user", "assistant"] * min(shop.shots, len(shop.examples)) + [
+        "user"
+    ]
+    for asked, answered in zip(one.chat[::2], one.chat[1::2], strict=False):
+        example = shop.parse(answered.content)
+        assert example in shop.examples
+        assert asked.content.endswith(f"- label: {shop.label(example)}")
 
 
 def test_prompts_follow_the_seed_and_more_of_them_begin_alike(shop: DataSpec) -> None:

@@ -16,6 +16,8 @@ import pytest
 
 from edgeforge.core.errors import EnvironmentProblem
 from edgeforge.links import Subject, link_of, local
+from edgeforge.links._answers import Answers
+from edgeforge.runtimes import _cuda
 
 pytest.importorskip("onnx")
 
@@ -170,3 +172,52 @@ def test_a_run_without_a_pause_lasts_as_long_as_asked(tmp_path, workload, dense,
     times = [at_s for at_s, _ in timings.sustained["model"]]
     assert times == sorted(times) and times[0] == 0 and 0.5 < times[-1] < 1.0
     assert all(latency > 0 for _, latency in timings.sustained["model"])
+
+
+def raced(waiting: float | None) -> Answers:
+    return Answers.of(json.dumps({"end": {"calls_per_sample": {}, "waiting_share": waiting}}))
+
+
+def test_programs_that_held_the_core_are_said_though_none_was_seen() -> None:
+    """A build starts many that live for less than the measurement."""
+    assert local.busy(None, raced(0.04)) is None
+    assert local.busy(None, raced(None)) is None
+    held = "other programs held the measured program's core 40 % of the time"
+    assert local.busy(None, raced(0.4)) == f"the machine was busy: {held}"
+    assert local.busy("the machine was busy: cc (90 % of a core)", raced(0.4)).endswith(f"cc (90 % of a core); {held}")
+    assert local.busy("the machine was busy: cc (90 % of a core)", raced(0.0)).endswith("cc (90 % of a core)")
+
+
+def test_a_gpu_is_named_and_every_job_is_for_it(tmp_path, monkeypatch, workload, dense, silent) -> None:
+    jobs = []
+
+    def ask(job: dict[str, Any]) -> Answers:
+        jobs.append(job)
+        if job["what"] == "start":
+            return Answers.of('{"start": {"load_ms": 1, "first_inference_ms": 1, "peak_rss_mb": 1}}')
+        return Answers.of(
+            '{"round": {"model": 1.5}, "memory_gb_per_s": 9.5}\n{"end": {"calls_per_sample": {}, "waiting_share": 0}}'
+        )
+
+    monkeypatch.setattr(local, "_ask", ask)
+    monkeypatch.setattr(_cuda, "names", lambda: ["NVIDIA L4"])
+    work = workload(tmp_path, {"model": dense(tmp_path / "model", 16)})
+    timings = link_of("local", {"processor": "cuda"}).measure(work, silent)
+    assert [(job["what"], job["processor"]) for job in jobs] == [("start", "cuda"), ("race", "cuda")]
+    assert timings.conditions["gpu"] == "NVIDIA L4"
+    assert timings.memory_gb_per_s == (), "that of the processor says nothing of a GPU"
+    assert "on a GPU yet" in timings.conditions["hardware"]
+    timings = link_of("local").measure(work, silent)
+    assert jobs[-1]["processor"] == "cpu"
+    assert timings.memory_gb_per_s == (9.5,)
+    assert not {"gpu", "hardware"} & timings.conditions.keys()
+
+
+def test_without_a_gpu_the_worker_refuses(tmp_path, monkeypatch, workload, dense, silent) -> None:
+    link = link_of("local", {"processor": "cuda"})
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "no CUDA GPU is here" in str(link.unavailable("onnxruntime"))
+    assert link.unavailable("coreml_reference") == "coreml_reference does not compute on a GPU here"
+    work = workload(tmp_path, {"model": dense(tmp_path / "model", 16)}, starts={})
+    with pytest.raises(EnvironmentProblem, match="race of model failed: no CUDA GPU is here"):
+        link.measure(work, silent)

@@ -200,3 +200,36 @@ def test_both_runners_take_the_same_job(tmp_path, workload, dense, native_runner
         medians[type(program).__name__] = np.median([one["model"] for one in answers.rounds])
     # 700 x 700 products take 30 us or more, what Python adds to a call is below 10 us, and machines are shared.
     assert 0.4 < medians["NativeRunner"] / medians["PythonWorker"] < 2.5
+
+
+def test_a_device_without_cuda_says_so(tmp_path, workload, dense) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    job = workload(tmp_path, {"model": dense(tmp_path / "model", 16)})
+    text = PythonWorker(sys.executable, "cuda").job("race", job, ["model"])
+    plain = {**json.loads(text), "inputs": str(job.inputs)}
+    assert plain["processor"] == "cuda"
+    done = subprocess.run(
+        [sys.executable, _worker.__file__], input=json.dumps(plain), capture_output=True, text=True, check=True
+    )
+    assert "has no CUDA there: install onnxruntime-gpu" in str(Answers.of(done.stdout).error)
+
+
+def test_a_session_that_would_run_on_the_cpu_is_refused(tmp_path, monkeypatch, dense) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    real = onnxruntime.InferenceSession
+    asked = []
+
+    def on_the_cpu(*model: object, providers: list[str], **rest: object) -> object:
+        asked.append((providers, rest))
+        return real(*model, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", on_the_cpu)
+    files = _worker.OnnxFiles()
+    opened = files.prepare("onnxruntime", "cuda")
+    with pytest.raises(_worker.Refusal, match="CUDAExecutionProvider does not start there"):
+        opened(dense(tmp_path / "model", 16), 1)
+    assert asked == [(["CUDAExecutionProvider", "CPUExecutionProvider"], {"enable_fallback": 0})]

@@ -221,3 +221,76 @@ def report_data() -> dict[str, Any]:
 @pytest.fixture
 def report(report_data: dict[str, Any]) -> Report:
     return Report.model_validate(report_data)
+
+
+SUSTAINED = {
+    "seconds": 120.0, "first_quarter_ms": 0.03, "last_quarter_ms": 0.042, "ratio": 1.4, "ci95": [1.37, 1.44],
+    "verdict": "slows down", "series": [[i / 10, 0.03 + i * 1e-4] for i in range(120)], "threads": 1,
+}  # fmt: skip
+ANSWERED = {
+    "samples": 300, "metrics": {"accuracy": 0.9267, "expected_calibration_error": 0.02}, "origin": "emulated",
+    "agreement_with_host": 0.9967, "max_abs_difference_from_host": 0.0313,
+}  # fmt: skip
+
+
+def counted(instructions: float) -> dict[str, Any]:
+    counts = {"instructions": instructions, "instructions_dot_product": instructions / 9}
+    return {"device": "emulated_a76", "runtime": "onnxruntime", "origin": "emulated", "n": 3, "counts": counts}
+
+
+def estimate(latency_ms: float, unit: str) -> dict[str, Any]:
+    basis = {
+        "unit": unit, "precision": "w8a8", "interval80": [0.76 * latency_ms, 1.27 * latency_ms], "error": 0.0838,
+        "rows": 15, "source": "a table",
+    }  # fmt: skip
+    return {
+        "device": "galaxy_s24", "runtime": f"ONNX Runtime on the {unit.upper()}", "metric": "latency_ms",
+        "origin": "estimated", "n": 0, "median": latency_ms, "p90": None, "ci95": [None, None], "basis": basis,
+    }  # fmt: skip
+
+
+def rows_of_counts(instructions: float) -> list[dict[str, Any]]:
+    said = counted(instructions)
+    return [
+        {**said, "metric": metric, "median": value, "p90": value, "ci95": [value, value], "samples": [value] * 3}
+        for metric, value in said.pop("counts").items()
+    ]
+
+
+@pytest.fixture
+def device_data(report_data: dict[str, Any]) -> dict[str, Any]:
+    """The same report with a device of every kind: measured, emulated, estimated, and one that did not answer."""
+    baseline, int8, dynamic = report_data["artifacts"][:3]
+    gone = {"device": "pixel_8", "reason": "no Android device is connected"}
+    refused = {"device": "galaxy_s24", "refused": ["no estimate: there are no measurements of float models"]}
+    estimated = {"device": "galaxy_s24", "estimates": [], "refused": []}
+    for row, count in ((baseline, 16.4e6), (int8, 2.6e6)):
+        row["measurements"] += rows_of_counts(count)
+        row["conditions"] += [{"device": "emulated_a76", "hardware": "emulated by QEMU 7.2"}, gone]
+    int8["measurements"] += [estimate(0.41, "npu"), estimate(1.9, "cpu")]
+    int8["conditions"][0]["sustained"] = SUSTAINED
+    int8["conditions"][1]["on_device"] = ANSWERED
+    int8["conditions"] += [estimated]
+    baseline["conditions"] += [refused]
+    for row, factor in ((baseline, 3.1), (dynamic, 2.4)):
+        timed = measured("latency_ms", factor * 0.2)
+        row["measurements"] += [{**timed, "device": "browser"}]
+        row["conditions"] += [{"device": "browser", "busy": "the device was busy: 1.3 cores"}]
+    report_data["devices"] = [
+        {"name": "host_cpu", "title": "This machine's CPU", "family": "host", "link": "local"},
+        {"name": "galaxy_s24", "title": "Samsung Galaxy S24", "family": "phone", "chip": "Snapdragon 8 Gen 3"},
+        {"name": "emulated_a76", "title": "Cortex-A76, emulated", "family": "emulator", "link": "qemu"},
+        {"name": "pixel_8", "title": "Google Pixel 8", "family": "phone", "chip": "Tensor <G3>", "link": "adb"},
+        {"name": "browser", "title": "A web browser here", "family": "browser", "link": "browser"},
+    ]
+    limit = {"target": "android_int8", "metric": "latency_ms", "limit": 0.05}
+    report_data["budgets"] += [
+        {**limit, "device": "host_cpu", "value": 0.0342, "passed": True},
+        {**limit, "device": "pixel_8", "value": None, "passed": False, "reason": "could not be measured here"},
+    ]
+    return report_data
+
+
+@pytest.fixture
+def device_report(device_data: dict[str, Any]) -> Report:
+    return Report.model_validate(device_data)

@@ -34,7 +34,7 @@ def test_files_with_what_they_won_and_lost(report: Report) -> None:
 
 def test_every_table_is_a_table(report: Report) -> None:
     blocks = re.findall(r"(?:^\|.*\|\n)+", Markdown().render(report), re.MULTILINE)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     for block in blocks:
         assert len({len(cells(line)) for line in block.splitlines()}) == 1
         assert len({len(line) for line in block.splitlines()}) == 1, "columns are aligned in the source too"

@@ -43,3 +43,13 @@ def save_program(
     )
     model.save(str(path))
     return path
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def processor(request: pytest.FixtureRequest) -> str:
+    """What a runtime computes on. The CUDA side runs wherever torch finds a GPU."""
+    import torch
+
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch finds no CUDA GPU on this machine")
+    return str(request.param)

@@ -43,6 +43,23 @@ def pruned(sparsity: float = 0.6) -> Step:
     return lambda model: cto.prune_weights(model, config)
 
 
+def pruned_by(pruner: Any) -> Step:
+    config = cto.OptimizationConfig(global_config=pruner)
+    return lambda model: cto.prune_weights(model, config)
+
+
+def few_values(model: Any) -> Any:
+    """Floats again, of four different numbers for each weight."""
+    return cto.decompress_weights(palettized(mode="kmeans", nbits=2)(model))
+
+
+def two_halves(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A palette of one's own: the mean of the numbers below zero, and of the others."""
+    above = weight >= 0
+    lut = np.array([weight[~above].mean(), weight[above].mean()], dtype=weight.dtype)
+    return lut, above.astype(np.uint8)
+
+
 def jointly_quantized(**options: Any) -> Step:
     config = cto.OptimizationConfig(global_config=LINEAR(weight_threshold=0, **options))
     return lambda model: cto.linear_quantize_weights(model, config, joint_compression=True)
@@ -65,7 +82,38 @@ RECIPES: dict[str, tuple[str, list[Step]]] = {
         [palettized(mode="kmeans", nbits=4, enable_per_channel_scale=True)],
     ),
     "palette of vectors": ("iOS18", [palettized(mode="kmeans", nbits=4, cluster_dim=4)]),
+    "palette of few values": ("iOS18", [few_values, palettized(mode="unique")]),
+    "palette of one's own": ("iOS18", [palettized(mode="custom", lut_function=two_halves)]),
     "sparse": ("iOS18", [pruned()]),
+    "sparse by threshold": (
+        "iOS18",
+        [
+            pruned_by(
+                cto.OpThresholdPrunerConfig(threshold=0.1, minimum_sparsity_percentile=0.01, weight_threshold=0)
+            )
+        ],
+    ),
+    "sparse in blocks": (
+        "iOS18",
+        [pruned_by(cto.OpMagnitudePrunerConfig(target_sparsity=0.5, block_size=2, dim=0, weight_threshold=0))],
+    ),
+    "2 of 4 sparse": (
+        "iOS18",
+        [pruned_by(cto.OpMagnitudePrunerConfig(n_m_ratio=(2, 4), dim=1, weight_threshold=0))],
+    ),
+    "sparse palette in int8": (
+        "iOS18",
+        [
+            pruned(),
+            palettized(joint=True, mode="kmeans", nbits=4),
+            jointly_quantized(mode="linear_symmetric", dtype="int8", granularity="per_tensor"),
+        ],
+    ),
+    "int8 in blocks": ("iOS18", [quantized(mode="linear_symmetric", dtype="int8", **BLOCKS)]),
+    "uint8 symmetric per tensor": (
+        "iOS18",
+        [quantized(mode="linear_symmetric", dtype="uint8", granularity="per_tensor")],
+    ),
     "sparse palette": ("iOS18", [pruned(), palettized(joint=True, mode="kmeans", nbits=4)]),
     "sparse int8": ("iOS18", [pruned(), jointly_quantized(mode="linear_symmetric", dtype="int8")]),
     "sparse int8 asymmetric": ("iOS18", [pruned(), jointly_quantized(mode="linear", dtype="int8")]),

@@ -229,6 +229,7 @@ def test_a_decoder_without_a_cache(tmp_path: Path) -> None:
         expected = network.network(input_ids=ids).logits.numpy()
     found = model.predict({"ids": ids.numpy(), "mask": mask.numpy()})["logits"]
     assert relative_error(found, expected) <= 1e-5
+    assert verified_against(network.network, tmp_path / "m.mlpackage", tmp_path / "torch").passed is True
 
 
 class Cached(torch.nn.Module):
@@ -318,6 +319,25 @@ def test_a_decoder_with_its_cache_in_states(cached: tuple[Any, Path]) -> None:
     # The states belong to the caller: the same one goes on, a fresh one starts anew.
     assert any(bool(kept.value.abs().sum() > 0) for kept in state.values())
     assert np.array_equal(decode(model, ids[:, :3], model.make_state()), found[:3])
+
+
+def test_a_decoder_of_another_author_against_torch(cached: tuple[Any, Path], tmp_path: Path) -> None:
+    """Its inputs are told by name; it reads token by token, as its states want it."""
+    network, path = cached
+    assert verified_against(network, path, tmp_path / "torch").passed is True
+    network.lm_head.weight.data[3] *= 1.5
+    try:
+        assert verified_against(network, path, tmp_path / "other").passed is False
+    finally:
+        network.lm_head.weight.data[3] /= 1.5
+
+
+def verified_against(network: Any, package: Path, folder: Path) -> Any:
+    from edgeforge.commands import verify
+
+    loading.save(network, folder)
+    (found,) = verify.check(package, against=folder)
+    return next(check for check in found.checks if check.name == "parity with torch")
 
 
 def test_an_exported_decoder_over_its_whole_state(tales: Any, tmp_path: Path) -> None:

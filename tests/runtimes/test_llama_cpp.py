@@ -13,6 +13,7 @@ from edgeforge.core.errors import ModelError
 from edgeforge.exporters.gguf import Gguf
 from edgeforge.gguf_file import MODEL
 from edgeforge.models import loading
+from edgeforge.runtimes import Processor
 from edgeforge.runtimes._llama import model as llama_model
 from edgeforge.runtimes.llama_cpp import AT_ONCE, LlamaCpp, LlamaCppSession
 
@@ -35,8 +36,8 @@ def folder(tales: Tales, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def session(folder: Path) -> Iterator[LlamaCppSession]:
-    opened = LlamaCpp().open(folder, threads=1)
+def session(folder: Path, processor: Processor) -> Iterator[LlamaCppSession]:
+    opened = LlamaCpp(processor=processor).open(folder, threads=1)
     yield opened
     opened.close()
 

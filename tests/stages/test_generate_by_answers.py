@@ -99,6 +99,21 @@ def test_examples_of_a_spec_are_made_up_and_judged(tales: Tales, tmp_path: Path)
     assert facts["pass_rates"]["output"]["rate"] < 1  # one answer in two is a number, where a text is asked for
 
 
+def test_a_tested_question_is_left_out_however_short_it_is(tales: Tales, tmp_path: Path) -> None:
+    """A spec's input alone, too few words to share a run with the question that the test part makes of it."""
+    (tmp_path / "makes.py").write_text(MAKES, encoding="utf-8")
+    spec = SPEC.replace("input:", "instruction: How much is it?\ninput:", 1)
+    (tmp_path / "spec.yaml").write_text(spec, encoding="utf-8")
+    asked = prompts(tmp_path, [{"prompt": "How much is it?\n\n3 and 1"}])
+    teacher = {"kind": "program", "function": f"{tmp_path / 'makes.py'}:teach"}
+    fields = {"spec": str(tmp_path / "spec.yaml"), "count": 6, "avoid": [asked]}
+    found, facts = written(tales, tmp_path / "out", teacher=teacher, **fields)
+    assert facts["yields"][1]["reasons"] == {"a text of the test part": 1}
+    questions = [one["messages"][0]["content"] for one in found]
+    assert questions
+    assert "How much is it?\n\n3 and 1" not in questions
+
+
 def test_nothing_kept_is_an_error_that_names_the_filter(tales: Tales, tmp_path: Path, program: dict[str, str]) -> None:
     asked = prompts(tmp_path, [{"prompt": "2 and 3"}])
     with pytest.raises(DataError, match="length 1 of 1"):

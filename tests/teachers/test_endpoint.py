@@ -554,12 +554,16 @@ AT_ONCE_WHEN_KILLED = 4
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a fork spares each attempt the seconds of its imports")
-def test_a_run_killed_at_any_moment_goes_on_and_pays_for_nothing_twice(server: Server, tmp_path: Path) -> None:
-    import openai  # noqa: F401  before the forks
+@both
+def test_a_run_killed_at_any_moment_goes_on_and_pays_for_nothing_twice(
+    server: Server, tmp_path: Path, protocol: str
+) -> None:
+    import anthropic  # noqa: F401  before the forks
+    import openai  # noqa: F401
 
     server.seconds = 0.01
     prompts = chats(*(f"question {number}" for number in range(PROMPTS)))
-    one = teacher(server, tmp_path, concurrency=AT_ONCE_WHEN_KILLED)
+    one = teacher(server, tmp_path, concurrency=AT_ONCE_WHEN_KILLED, protocol=protocol)
     one.ask(chats("warm"), Notes())
     (journal,) = (tmp_path / "answers").glob("*.jsonl")
     server.asked.clear()

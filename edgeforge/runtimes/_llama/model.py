@@ -24,11 +24,12 @@ BATCH = 512
 class Model:
     """Weights and vocabulary. Freed by `close`, or when nothing refers to it."""
 
-    def __init__(self, file: Path) -> None:
-        """Raises ModelError where llama.cpp cannot open the file."""
+    def __init__(self, file: Path, *, on_gpu: bool = False) -> None:
+        """`on_gpu`: all layers there. Raises ModelError where llama.cpp cannot open the file."""
         llama = library()
+        self.on_gpu = on_gpu
         settings = llama.llama_model_default_params()
-        settings.n_gpu_layers = 0
+        settings.n_gpu_layers = -1 if on_gpu else 0
         with listening() as log:
             self.handle = llama.llama_model_load_from_file(str(file).encode(), settings)
         if not self.handle:
@@ -71,6 +72,8 @@ class Cache:
         settings.n_seq_max = sequences
         settings.n_batch = settings.n_ubatch = BATCH
         settings.n_threads = settings.n_threads_batch = threads or usable_cores()
+        # A library with CUDA would otherwise keep the cache of a model on the CPU, and its large products, on the GPU.
+        settings.offload_kqv = settings.op_offload = model.on_gpu
         with listening() as log:
             self._handle = llama.llama_init_from_model(model.handle, settings)
         if not self._handle:

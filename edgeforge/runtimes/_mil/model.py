@@ -46,6 +46,12 @@ class ReferenceModel:
         """What the program says of its inputs, by name."""
         return self._declared
 
+    @property
+    def compressed(self) -> bool:
+        """Whether weights or activations are not stored or computed as plain floats."""
+        types = {operation.type for operation in self._evaluator.function.body.all_operations()}
+        return any(name.startswith("constexpr_") or name in ("quantize", "dequantize") for name in types)
+
     def make_state(self) -> dict[str, State]:
         """Fresh states, all zeros, for `predict`."""
         return self._evaluator.new_states()
