@@ -23,10 +23,10 @@ ABOUT = (
     "of the tested ones taught. `traces` learns every step and then the answer, from {passes} passes over the "
     "examples. `answers` learns the answer alone, from the same examples in as many passes and about as many steps: "
     "the same examples, fewer tokens. `" + LONG + "` learns answers alone for as many steps of as many tokens: the "
-    "same tokens, more passes over the same examples. Windows of {window} tokens that begin with a question, {batches} a step, AdamW at "
-    "{rate:g}, float32 on one core; nothing was tuned for one of the rows. *Directly*: the answer is begun for the "
-    "student (`Answer:`), so that it writes no trace, which `traces` never learned. Means over the seeds with 95 % "
-    "intervals (t)."
+    "same tokens, more passes over the same examples. Windows of {window} tokens that begin with a question, {batches} "
+    "a step, AdamW at {rate:g}, float32 on one core; nothing was tuned for one of the rows. *Directly*: the answer is "
+    "begun for the student (`Answer:`), so that it writes no trace, which `traces` never learned. Means over the seeds "
+    "with 95 % intervals (t)."
 )
 
 
