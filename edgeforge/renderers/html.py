@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgeforge.core.report import FALLING, ArtifactRow, MeasurementRow, Report
-from edgeforge.renderers import Renderer, _devices, _lessons, _teacher, _text, _trades
+from edgeforge.renderers import Renderer, _devices, _lessons, _prompt_groups, _teacher, _text, _trades
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -70,6 +70,7 @@ class Html(Renderer):
             teacher=_beside_teacher(report),
             devices=_on_devices(report),
             trades=list(_trades.trades(report)),
+            prompts=_prompt_groups.prompt_groups(report),
             lessons=_lessons.lessons(report),
             held=_lessons.held(report),
         )

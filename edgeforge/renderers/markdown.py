@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from edgeforge.core.report import ArtifactRow, Report
-from edgeforge.renderers import Renderer, _devices, _markdown_devices, _markdown_teacher, _text, _trades
+from edgeforge.renderers import Renderer, _devices, _markdown_devices, _markdown_teacher, _prompt_groups, _text, _trades
 from edgeforge.renderers._table import escape as escape
 from edgeforge.renderers._table import table as table
 
@@ -38,7 +38,7 @@ class Markdown(Renderer):
             _budgets(report),
             _metrics(report),
             _per_class(report),
-            _prompt_groups(report),
+            _prompts(report),
             *_markdown_teacher.sections(report),
             _verification(report),
             _layers(report),
@@ -168,21 +168,13 @@ def _per_class(report: Report) -> list[str]:
     return ["## Accuracy per class", "", *table(head, body, right=range(1, len(head)))]
 
 
-def _prompt_groups(report: Report) -> list[str]:
-    """What became of the prompts of each group, file by file."""
-    rows = [row for row in report.artifacts if row.prompt_groups]
-    names = list(dict.fromkeys(name for row in rows for found in row.prompt_groups.values() for name in found))
-    body = [
-        [
-            escape(row.name),
-            escape(group),
-            *(f"{found[name]:.0f}" if name == "prompts" else _text.metric(found.get(name), name) for name in names),
-        ]
-        for row in rows
-        for group, found in row.prompt_groups.items()
-    ]
-    head = ["file", "group", *(escape(_text.words(name)) for name in names)]
-    return ["## Prompts, group by group", "", *table(head, body, right=range(2, len(head)))] if rows else []
+def _prompts(report: Report) -> list[str]:
+    found = _prompt_groups.prompt_groups(report)
+    if found is None:
+        return []
+    body = [list(map(escape, cells)) for cells in found.lines]
+    head = list(map(escape, found.head))
+    return ["## Prompts, group by group", "", *table(head, body, right=range(2, len(head)))]
 
 
 def _verification(report: Report) -> list[str]:
