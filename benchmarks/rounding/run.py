@@ -146,14 +146,16 @@ def table() -> Iterator[str]:
             if "refused" in own:
                 yield f"| {method} | refused: {own['refused']} | | | | |"
                 continue
-            cells = []
-            for key in ("kld", "logit_error"):
-                less, (low, high) = own[key]["less_than_nearest"], own[key]["ci95"]
-                cells += [
-                    f"{own[key]['mean']:.3g}",
-                    "" if method == "nearest" else f"{less:.2g} [{low:.2g}, {high:.2g}]",
-                ]
+            cells = [cell for key in ("kld", "logit_error") for cell in shown(own.get(key), method)]
             yield f"| {method} | {' | '.join(cells)} | {own['seconds']:.0f} |"
+
+
+def shown(found: dict[str, Any] | None, method: str) -> tuple[str, str]:
+    """The mean, and the difference to `nearest`; logit errors came later than the first rows."""
+    if found is None:
+        return "not measured", ""
+    less, (low, high) = found["less_than_nearest"], found["ci95"]
+    return f"{found['mean']:.3g}", "" if method == "nearest" else f"{less:.2g} [{low:.2g}, {high:.2g}]"
 
 
 def main() -> None:
