@@ -31,6 +31,7 @@ class Int8Coreml(Quantizer):
     coremltools writes it, symmetric, weights with a scale per output channel. It finds the ranges of activations by
     running the program, which Apple's library does on a Mac only: here EdgeForge's evaluator runs it, so that any
     machine will do. On the Neural Engine of A17 Pro, M4 and later, eight-bit products are faster than float16 ones.
+    Embedding tables stay float16: where they are most of a model, `int8_weights` makes smaller files.
     """
 
     kind: Literal["int8_coreml"] = "int8_coreml"

@@ -55,7 +55,7 @@ def test_a_clean_package_passes(
     assert facts["quantized_activations"] >= 4 and len(facts["quantized"]) >= 4
     assert file.path.joinpath(runtime.PACKAGE).is_dir()
     size = [sum(one.stat().st_size for one in artifact.path.rglob("weight.bin")) for artifact in (file, floats)]
-    assert size[0] < 0.62 * size[1]
+    assert size[0] < 0.7 * size[1]  # tables, biases and small weights stay float16
     before = hash_folder(file.path)
     found = dict(verify(inputs(bench, family, floats, file), bench.job(tmp_path)))
     assert found["passed"], (found["reason"], found["checks"])
