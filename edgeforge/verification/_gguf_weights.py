@@ -38,6 +38,10 @@ GRIDS = {
 }
 """Bits, and weights that share a scale. The K and IQ types have finer grids than this says, or coarser scales."""
 
+SCALE_ROUNDING = 2.0**-11
+"""Scales are float16, so that weights which lie on a grid already, as those of a model from a GGUF file do, may move by
+this share all the same."""
+
 CHUNK_VALUES = 1 << 22
 """Weights that are rounded at a time."""
 
@@ -132,11 +136,12 @@ def _off_the_grid(error: np.ndarray, expected: np.ndarray, kind: str) -> str | N
     norm = max(float(np.linalg.norm(expected)), float(np.finfo(np.float32).tiny))
     by_row, norms = np.linalg.norm(error, axis=1), np.linalg.norm(expected, axis=1)
     # A type never does worse than zeros would; a row of hardly anything may become zeros.
-    limits = np.minimum(ROW_SLACK * plain, norms) + 1e-4 * norm / np.sqrt(len(norms))
+    limits = np.minimum(ROW_SLACK * plain + SCALE_ROUNDING * norms, norms) + 1e-4 * norm / np.sqrt(len(norms))
     if len(worst := np.flatnonzero(by_row > limits)):
         row, share = int(worst[0]), by_row[worst[0]] / max(norms[worst[0]], np.finfo(np.float32).tiny)
         return f"the error of row {row} is {share:.1%} of it, more than rounding explains ({len(worst)} such rows)"
-    total, allowed = float(np.linalg.norm(error)), min(TENSOR_SLACK * float(np.linalg.norm(plain)), MOST * norm)
+    total = float(np.linalg.norm(error))
+    allowed = min(TENSOR_SLACK * float(np.linalg.norm(plain)) + SCALE_ROUNDING * norm, MOST * norm)
     if total > allowed:
         return f"its error is {total / norm:.1%} of it, where rounding explains {allowed / norm:.1%}"
     return None

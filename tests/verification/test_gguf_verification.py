@@ -399,3 +399,16 @@ def test_only_what_rounding_explains_is_on_the_grid(kind: str) -> None:
     one = weight.copy()
     one[7] = weight[8]
     assert "row 7" in (_off_the_grid(one - weight, weight, kind) or "")
+
+
+def test_weights_that_lie_on_a_grid_already_move_with_the_rounding_of_its_scale() -> None:
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize, quantize
+
+    integers = np.random.RandomState(0).randint(-126, 127, size=(64, 256)).astype(np.float32)
+    integers[:, ::32] = -127  # so that every block's scale is that of its row
+    weight = integers * np.linspace(0.01, 0.02, 64, dtype=np.float32)[:, None]  # no numbers of float16
+    error = dequantize(quantize(weight, GGMLQuantizationType.Q8_0), GGMLQuantizationType.Q8_0) - weight
+    assert 1e-4 < np.linalg.norm(error) / np.linalg.norm(weight) < 2**-11
+    assert _off_the_grid(error, weight, "Q8_0") is None
+    assert _off_the_grid(0.002 * weight, weight, "Q8_0") is not None
