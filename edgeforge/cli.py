@@ -119,7 +119,8 @@ def sweep(
         typer.Option(
             "--vary",
             metavar="a.b=1,2",
-            help="Values to try in turn: --vary stages.1.losses.0.temperature=1,2,4. Repeatable: every combination.",
+            help="Values to try in turn: --vary stages.1.losses.0.temperature=1,2,4. Repeatable: every combination. "
+            "Values that change together: --vary a.b+a.c=[0.9,0.1],[0.5,0.5].",
             show_default=False,
         ),
     ],

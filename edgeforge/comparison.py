@@ -132,6 +132,23 @@ class Reference:
         )
 
 
+def unasked(names: Sequence[str], *, wrote: bool) -> TeacherComparison:
+    """Of a file taught, in the steps of these names, by what nobody can ask about the test split: why nothing is known.
+
+    `wrote`: it wrote texts; else its answers came in a file.
+    """
+    taught = (
+        "its teacher wrote what it learned from and gives no logits"
+        if wrote
+        else "its teacher is a file of answers about training samples"
+    )
+    return TeacherComparison(
+        teacher=" + ".join(names),
+        reason=f"{taught}, so that agreement, calibration and classes that look alike are not known; how right its own "
+        "answers are is among its metrics",
+    )
+
+
 # -- numbers from arrays
 
 

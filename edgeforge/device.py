@@ -50,6 +50,9 @@ class DeviceProfile(Spec):
     )
     link: str | None = Field(description="How measurements reach it; null: not set up, so its rows are not measured.")
     reachable_by: tuple[str, ...] = Field(default=(), description="Links that can reach it once it is set up.")
+    bundle: Literal["ios"] | None = Field(
+        default=None, description="The kind of bundle whose own benchmark measures it, without a link."
+    )
     connection: dict[str, str | int] = Field(
         default={}, description="What the link must know to find it: {host: pi@raspberrypi.local} for ssh."
     )
@@ -79,6 +82,15 @@ class DeviceProfile(Spec):
         if connection.get("processor", "cuda") != "cuda":
             raise ValueError("what is measured of a GPU is computed by it: leave `processor` out of its connection")
         return {**said, "connection": {**connection, "processor": "cuda"}}
+
+    @property
+    def by_bundle(self) -> str | None:
+        """How a bundle's benchmark measures it, as a sentence's end; None where none does."""
+        if self.bundle is None:
+            return None
+        return (
+            f"`edgeforge bundle RUN --target {self.bundle}` writes a benchmark to run there, for `report RUN --merge`"
+        )
 
     @property
     def layout(self) -> Layout:

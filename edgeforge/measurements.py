@@ -59,7 +59,7 @@ def _not_asked(plan: Plan, row: str, device: str) -> str:
     known, exports = profiles().get(device), [step for step in plan.steps if step.name == f"{row}.export"]
     runtime = runtime_for(exports[0].stage.makes_format()) if exports else None
     if known is None or known.link is None or runtime is None:
-        return UNREACHABLE
+        return f"{UNREACHABLE}; {known.by_bundle}" if known and known.by_bundle else UNREACHABLE
     return link_of(known.link, known.connection).unavailable(runtime.kind) or UNREACHABLE
 
 
@@ -127,7 +127,7 @@ def taken_in(
 
 
 def _with(row: ArtifactRow, device: str, facts: Mapping[str, Any], source: Mapping[str, str]) -> ArtifactRow:
-    here = [item for item in row.conditions if item.device == device and not _estimates(item)]
+    here = [item for item in row.conditions if item.device == device and not estimates(item)]
     reason = facts.get("reason")
     if reason and here:
         return row  # it says no more than what is there
@@ -150,7 +150,8 @@ def _with(row: ArtifactRow, device: str, facts: Mapping[str, Any], source: Mappi
     return row.model_copy(update=changed)
 
 
-def _estimates(item: BenchmarkConditions) -> bool:
+def estimates(item: BenchmarkConditions) -> bool:
+    """Whether these are the conditions of estimates, beside which a device may be measured."""
     return "estimates" in (item.model_extra or {})
 
 

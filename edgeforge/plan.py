@@ -44,7 +44,7 @@ from edgeforge.stages.verify import Verify
 from edgeforge.store import Store
 from edgeforge.teachers import LOGITS, TEACHER
 from edgeforge.teachers.cached import Cached
-from edgeforge.teaching import Lesson, root
+from edgeforge.teaching import Lesson, check_readers, root
 from edgeforge.training.mixture import DATASET
 from edgeforge.training.recipe import needs_teacher
 
@@ -213,10 +213,12 @@ class _Builder:
         for role, source in stage.sources().items():
             inputs[role] = self._source(source, last, f"{where}.{role}", role=role)
         if isinstance(stage, Distill | Finetune):
+            check_readers(self.plan, stage, inputs, where)
             inputs |= self._answers(stage, inputs, where)
         self._warn_of_code(stage, where)
         # What recovers a pruned model is a step of its own: it must not change the pruning's key.
         alone = stage.model_copy(update={"recover": None}) if isinstance(stage, Prune) else stage
+        _check(stage, where)
         name = self.add(self._free_name(stage.name or stage.kind), alone, inputs)
         if stage.makes_format() == "dataset":
             self.plan.datasets.append(name)
@@ -235,6 +237,8 @@ class _Builder:
         for role, source in finetune.sources().items():
             # The natural teacher of a pruned model is the model it was.
             inputs[role] = self._source(source, before, f"{where}.recover.{role}", role=role)
+        _check(finetune, f"{where}.recover")
+        check_readers(self.plan, finetune, inputs, f"{where}.recover")
         inputs |= self._answers(finetune, inputs, f"{where}.recover")
         name = self.add(f"{pruned}.recover", finetune, inputs)
         self._model_made(name)
@@ -245,6 +249,7 @@ class _Builder:
         found: dict[str, str] = {}
         if stage.teacher is None or not needs_teacher(stage.losses):
             return found
+        stage.teacher.check_task(self.pipeline.task, f"{where}.{TEACHER}")
         for role, teacher in stage.teacher.asked().items():
             if not isinstance(teacher, Cached):
                 continue
@@ -381,12 +386,22 @@ class _Builder:
         return {"importance": self._once(f"{model}.importance", stage, {"model": model})}
 
 
+def _check(stage: Stage, where: str) -> None:
+    """Its own check, whose refusal says which of the pipeline's stages it is about."""
+    try:
+        stage.check()
+    except IncompatiblePlanError as error:
+        error.where = ".".join(filter(None, (where, error.where)))
+        raise
+
+
 def _not_at_hand(device: DeviceProfile, format: str) -> str | None:
     """What to know of a device before any work: why it will probably not be measured."""
     if device.link is None:
         known = estimator_for(device.name) is not None
         why = "its latency is estimated, not measured" if known else "its rows will be absent"
-        return f"{device.name} cannot be reached yet; {why}"
+        way = device.by_bundle or ("docs/devices.md says how it is connected" if device.reachable_by else None)
+        return f"{device.name} cannot be reached yet; {why}" + (f"; {way}" if way and not known else "")
     if reason := _no_gpu(device, format):
         return f"{device.name}: {reason}; its rows will be absent"
     if reason := link_of(device.link, device.connection).missing():

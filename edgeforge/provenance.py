@@ -17,6 +17,7 @@ from edgeforge.stages.initialize import Initialize
 
 if TYPE_CHECKING:
     from edgeforge.core.artifact import Artifact
+    from edgeforge.teachers.file import File
 
 Results = Mapping[str, StepResult]
 
@@ -70,7 +71,8 @@ def _teachers(plan: Plan, results: Results) -> list[Source]:
         for name in lesson.teachers:
             found.setdefault(name, _teaching_model(plan, results, name))
     wrote = [_writer(name, _artifact(results, name)) for name in teaching.writers(plan)]
-    return [*found.values(), *wrote]
+    kept = [_file(name, teacher) for name, teacher in teaching.files(plan).items()]
+    return [*found.values(), *wrote, *kept]
 
 
 def _teaching_model(plan: Plan, results: Results, name: str) -> Source:
@@ -81,6 +83,21 @@ def _teaching_model(plan: Plan, results: Results, name: str) -> Source:
         return _model(stage.model, made, "teacher", name)
     origin = _model(plan.pipeline.model, None, "teacher", name)
     return origin.model_copy(update={"kind": "stage", "place": name, "digest": made.digest if made else None})
+
+
+def _file(name: str, teacher: File) -> Source:
+    """A teacher of which answers are there, by the stage that it taught."""
+    path = Path(teacher.path).expanduser()
+    licence, said_by = licences.of(path) if path.exists() else (licences.UNKNOWN, None)
+    return Source(
+        what="teacher",
+        step=name,
+        kind=teacher.kind,
+        place=licences.shown_place(teacher.path),
+        digest=teacher.identity()["sha256"] if path.exists() else None,
+        licence=licence,
+        licence_from=said_by,
+    )
 
 
 def _writer(name: str, written: Artifact | None) -> Source:

@@ -8,9 +8,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import edgeforge
-from edgeforge import costs, measurements, provenance
+from edgeforge import costs, measurements, provenance, teaching
 from edgeforge.budgets import judge, source_row
-from edgeforge.comparison import Reference
+from edgeforge.comparison import Reference, unasked
 from edgeforge.core.artifact import Artifact, digest_files
 from edgeforge.core.report import (
     ArtifactRow,
@@ -22,7 +22,7 @@ from edgeforge.core.report import (
     Status,
     StepResult,
 )
-from edgeforge.core.report_teacher import Cost
+from edgeforge.core.report_teacher import Cost, TeacherComparison
 from edgeforge.deltas import compared, deltas
 from edgeforge.environment import describe
 from edgeforge.models import tokenizer
@@ -259,7 +259,7 @@ def _beside_teacher(plan: Plan, results: Results, rows: Sequence[ArtifactRow]) -
     reference, found = Reference.of(plan, results), []
     for row in rows:
         source, _ = source_row(plan, results, row.name)
-        against = None
+        against = _unasked(plan, source)
         if reference is not None:
             probed = next((results.get(step.name) for step in _steps(plan, source, "probe")), None)
             against = reference.against(_evaluation(plan, results, source), probed.artifact if probed else None)
@@ -268,6 +268,15 @@ def _beside_teacher(plan: Plan, results: Results, rows: Sequence[ArtifactRow]) -
             cost = costs.of(plan, results, row, source=source, made=file_step(plan, source).name)
         found.append(row.model_copy(update={"against_teacher": against, "costs": cost}))
     return found
+
+
+def _unasked(plan: Plan, row: str) -> TeacherComparison | None:
+    """Of a file whose teacher cannot be asked about the test split, that this is so; else None."""
+    made_by = behind(plan, file_step(plan, row).name)
+    for names, wrote in ((teaching.writers(plan), True), (teaching.files(plan), False)):
+        if found := sorted(made_by.intersection(names)):
+            return unasked(found, wrote=wrote)
+    return None
 
 
 # -- looking things up

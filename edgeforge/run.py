@@ -30,12 +30,15 @@ from edgeforge.pipeline import dump
 from edgeforge.plan import Plan, Step
 from edgeforge.renderers import write_all
 from edgeforge.report import collect, file_step, folder_of, golden_path
+from edgeforge.stages.initialize import Initialize
 from edgeforge.stages.verify import Verify
 from edgeforge.store import Store
 from edgeforge.verification._golden import NAME as GOLDEN
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from edgeforge.core.task import Task
 
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -130,6 +133,7 @@ class _Runner:
         import torch
 
         task = self.plan.pipeline.task
+        self._rehearse_teachers(task)
         data = task.open()
         batch = data.batch("train", [0, min(1, data.size("train") - 1)])
         batch = model_inputs(batch)
@@ -149,6 +153,15 @@ class _Runner:
                     where=step.name,
                     remedy="check the model's shape against the data's image size and channels",
                 ) from error
+
+    def _rehearse_teachers(self, task: Task) -> None:
+        """Build the models beside the chain: one that answers for other labels is not to be found after its pupil's
+        earlier stages."""
+        for step in self.plan.steps:
+            if not isinstance(step.stage, Initialize) or step.name in self.plan.chain or self.store.has(step.key):
+                continue
+            model = step.stage.model
+            model.build(task, task.open(model.folder()).interface)
 
     # -- one step
 

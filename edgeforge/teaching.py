@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgeforge.core.errors import IncompatiblePlanError, ModelError
 from edgeforge.losses.soft_targets import SoftTargets
+from edgeforge.stages.distill import Distill
+from edgeforge.stages.finetune import Finetune
+from edgeforge.stages.initialize import Initialize
+from edgeforge.stages.prune import Prune
+from edgeforge.structures.vocabulary import Vocabulary
 from edgeforge.teachers import TEACHER
 from edgeforge.teachers._writer import Writer
 from edgeforge.teachers.ensemble import Ensemble
+from edgeforge.teachers.file import File
+from edgeforge.teachers.model import BY_SEQUENCE
 from edgeforge.training.mixture import DATASET
 from edgeforge.training.recipe import needs_teacher
 
 if TYPE_CHECKING:
+    from edgeforge.models import Model
     from edgeforge.plan import Plan, Step
 
 
@@ -45,6 +54,13 @@ def writers(plan: Plan) -> list[str]:
     return [name for name in plan.datasets if isinstance(getattr(plan.step(name).stage, "teacher", None), Writer)]
 
 
+def files(plan: Plan) -> dict[str, File]:
+    """The chain's steps that were taught by a file of answers, with it."""
+    stages = {step.name: step.stage for step in plan.steps if step.row == "chain"}
+    found = {name: getattr(stage, "teacher", None) for name, stage in stages.items()}
+    return {name: teacher for name, teacher in found.items() if isinstance(teacher, File)}
+
+
 def root(plan: Plan) -> Lesson | None:
     """The lesson that all teaching of the chain's last model goes back to; None where no model taught it.
 
@@ -73,6 +89,43 @@ def behind(plan: Plan, *names: str) -> set[str]:
         if step.name in wanted:
             wanted.update(step.inputs.values())
     return wanted
+
+
+def check_readers(plan: Plan, stage: Distill | Finetune, inputs: Mapping[str, str], where: str) -> None:
+    """Refuse, before any work, a teacher that splits texts otherwise than the student.
+
+    No loss can compare what they say then; texts that the teacher writes can still be learnt from. Files of tokenizers
+    are compared, no model is opened. Raises IncompatiblePlanError.
+    """
+    task = plan.pipeline.task
+    if task.reads != "texts" or not needs_teacher(stage.losses):
+        return
+    own = _reader(plan, _origin(stage, inputs))
+    for role, source in inputs.items():
+        theirs = _reader(plan, source) if role.startswith(TEACHER) else None
+        if own is None or theirs is None or own == theirs or (folder := theirs.folder()) is None:
+            continue
+        try:
+            task.open(own.folder()).for_model(folder)
+        except ModelError as error:
+            remedy = BY_SEQUENCE if task.answers_per == "token" else error.remedy
+            raise IncompatiblePlanError(error.what, where=f"{where}.{role}", remedy=remedy) from error
+
+
+def _origin(stage: Distill | Finetune, inputs: Mapping[str, str]) -> str:
+    """The step whose model brings the student's tokenizer."""
+    return inputs[TEACHER] if isinstance(stage, Distill) and TEACHER in inputs else inputs["model"]
+
+
+def _reader(plan: Plan, name: str) -> Model | None:
+    """The model whose tokenizer a step's model reads with; None where a stage cuts it, which no file shows yet."""
+    at = name
+    while not isinstance(stage := plan.step(at).stage, Initialize):
+        if isinstance(stage, Prune) and isinstance(stage.structure, Vocabulary):
+            return None
+        inputs = plan.step(at).inputs
+        at = _origin(stage, inputs) if isinstance(stage, Distill) else inputs["model"]
+    return stage.model
 
 
 def _given(plan: Plan, step: Step) -> Iterator[Lesson]:

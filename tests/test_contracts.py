@@ -95,6 +95,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "quantizers.smooth_quant": {"samples": 16},
     "teachers.endpoint": {"model": "m"},
     "teachers.ensemble": {"members": ["model", {"kind": "model", "stage": "first"}]},
+    "teachers.file": {"path": "answers.npy"},
     "teachers.program": {"function": "lessons:teach"},
     "tasks.text_classification": {"data": {"kind": "jsonl", "train": "train.jsonl", "test": "test.jsonl"}},
 }

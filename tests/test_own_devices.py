@@ -67,6 +67,10 @@ def test_a_device_that_is_not_set_up_says_where_to_write_it(tmp_path, write) -> 
     with pytest.raises(IncompatiblePlanError, match="cannot be reached from here") as found:
         Benchmark(device="pixel_8").check()
     assert f"`link: adb` in {tmp_path / 'pixel_8.yaml'}" in str(found.value)
+    with pytest.raises(IncompatiblePlanError, match=r"`link: adb` in .*; a target that names it gets an estimate"):
+        Benchmark(device="galaxy_s24").check()
+    with pytest.raises(IncompatiblePlanError, match=r"edgeforge bundle RUN --target ios` .*report RUN --merge"):
+        Benchmark(device="iphone_16").check()
 
 
 @pytest.mark.parametrize(

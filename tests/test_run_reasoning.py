@@ -81,6 +81,8 @@ def test_the_report_has_both_ways_for_every_group(tales: Tales, tmp_path: Path) 
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     names = {"prompts_passed", "prompts_passed_direct", "tokens_per_answer", "tokens_per_answer_direct"}
     (baseline,) = report["artifacts"]
+    assert baseline["against_teacher"]["teacher"] == "lessons"
+    assert "gives no logits" in baseline["against_teacher"]["reason"]
     for found in (report["stages"][-1]["facts"], baseline):
         assert names < found["metrics"].keys()
         assert list(found["prompt_groups"]) == ["1", "2"]

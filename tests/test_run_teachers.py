@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from edgeforge.core.errors import ModelError
 from edgeforge.core.report import StepResult
 from edgeforge.models import loading
 from edgeforge.pipeline import parse
@@ -134,6 +135,20 @@ def test_an_ensemble_reads_its_members(finished: tuple[Plan, dict[str, StepResul
     student, born = (results[name].artifact for name in ("taught_by_all", "born"))
     assert student is not None and born is not None
     assert student.facts["params"] < born.facts["params"], "made from the chain's model, not from a member"
+
+
+def test_a_teacher_for_other_labels_is_refused_before_any_work(tmp_path: Path) -> None:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    shape: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1], "layer_type": "basic"}
+    other = ResNetForImageClassification(ResNetConfig(num_channels=1, num_labels=3, **shape))
+    loading.save(other, tmp_path / "other")
+    teacher = {"kind": "model", "model": {"kind": "pretrained", "path": str(tmp_path / "other")}}
+    taught = {"kind": "finetune", "teacher": teacher, "losses": BOTH, **STEPS}
+    plan, watcher = build(parse(pipeline(ASSISTED[0], taught), "test.yaml")), Watcher()
+    with pytest.raises(ModelError, match="it has 3 labels, the task has 10"):
+        execute(plan, Store(tmp_path / "store"), tmp_path / "out", watcher=watcher)
+    assert not watcher.results
 
 
 @pytest.mark.slow

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -11,6 +13,9 @@ from edgeforge import teaching
 from edgeforge.core.errors import IncompatiblePlanError
 from edgeforge.pipeline import parse
 from edgeforge.plan import Plan, build
+
+if TYPE_CHECKING:
+    from tests.conftest import Tales
 
 RESNET = {
     "kind": "config", "architecture": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1],
@@ -125,3 +130,82 @@ def test_rules_for_texts_are_refused_for_images() -> None:
         plan(TRAIN, DISTILL, slices=[{"brightness": [0.5]}, {"pattern": "x"}])
     assert refused.value.where == "slices[1]"
     assert "column, brightness" in str(refused.value.remedy)
+
+
+# -- vocabularies
+
+SOFT_TOKENS = {"kind": "finetune", "steps": 2, "losses": [{"kind": "soft_targets", "temperature": 1}]}
+
+
+def stranger(tales: Tales, folder: Path) -> dict[str, Any]:
+    """A teacher whose tokenizer makes every letter small, unlike the chain's."""
+    from tokenizers import Tokenizer, normalizers
+
+    from edgeforge.models import loading
+
+    own = tales.torch("llama").path
+    loading.save(loading.load(own), folder, tokenizer_from=own)
+    reader = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    reader.normalizer = normalizers.Lowercase()
+    reader.save(str(folder / "tokenizer.json"))
+    return {"kind": "pretrained", "path": str(folder)}
+
+
+def written(tales: Tales, *stages: dict[str, Any]) -> Plan:
+    model = {"kind": "pretrained", "path": str(tales.torch("llama").path)}
+    return plan(*stages, task=tales.task.model_dump(mode="json"), model=model)
+
+
+@pytest.mark.parametrize("place", ["teacher", "cached", "member", "recover"])
+def test_losses_across_vocabularies_are_refused_by_the_plan_which_names_another_way(
+    tales: Tales, tmp_path: Path, place: str
+) -> None:
+    other = {"kind": "model", "model": stranger(tales, tmp_path / "other")}
+    teacher: Any = {
+        "cached": {**other, "kind": "cached", "top_k": 4},
+        "member": {"kind": "ensemble", "members": [{"kind": "model"}, other]},
+    }.get(place, other)
+    stage: dict[str, Any] = {**SOFT_TOKENS, "teacher": teacher}
+    if place == "recover":
+        del stage["kind"]
+        stage = {"kind": "prune", "structure": {"kind": "layers", "count": 1}, "recover": stage}
+    where = {"member": r"stages\[0\].teacher.members\[1\]", "recover": r"stages\[0\].recover.teacher"}
+    with pytest.raises(IncompatiblePlanError, match="different tokenizers") as caught:
+        written(tales, stage)
+    assert re.fullmatch(where.get(place, r"stages\[0\].teacher"), str(caught.value.where))
+    assert "`generate`" in str(caught.value.remedy) and "`mix`" in str(caught.value.remedy)
+
+
+def test_a_student_made_of_a_stranger_reads_as_it_does(tales: Tales, tmp_path: Path) -> None:
+    teacher = {"kind": "model", "model": stranger(tales, tmp_path / "other")}
+    distill = {**DISTILL, "student": {"kind": "layers", "every": 2}, "teacher": teacher}
+    written(tales, distill, {**SOFT_TOKENS, "teacher": teacher})
+    with pytest.raises(IncompatiblePlanError, match="different tokenizers"):
+        written(tales, distill, {**SOFT_TOKENS, "teacher": {"kind": "model", "stage": "model"}})
+
+
+def test_a_vocabulary_that_is_cut_first_is_judged_when_it_is_there(tales: Tales, tmp_path: Path) -> None:
+    teacher = {"kind": "model", "model": stranger(tales, tmp_path / "other")}
+    written(tales, {"kind": "prune", "structure": "vocabulary"}, {**SOFT_TOKENS, "teacher": teacher})
+    written(tales, {**SOFT_TOKENS, "teacher": {"kind": "model", "stage": "model"}})
+
+
+@pytest.mark.parametrize(
+    ("stage", "where"),
+    [
+        ({**DISTILL, "teacher": {"kind": "cached"}, "losses": ["soft_targets", "hidden_states"]}, "stages[1].teacher"),
+        ({"kind": "finetune", "losses": [{"kind": "soft_targets", "weight": 0}]}, "stages[1]"),
+        (
+            {
+                "kind": "prune",
+                "structure": {"kind": "channels", "ratio": 0.25},
+                "recover": {**SOFT, "teacher": "snapshots"},
+            },
+            "stages[1].recover.cycles",
+        ),
+    ],
+)
+def test_a_refusal_says_which_stage_it_is_about(stage: dict[str, Any], where: str) -> None:
+    with pytest.raises(IncompatiblePlanError) as refused:
+        plan(TRAIN, stage)
+    assert refused.value.where == where

@@ -58,7 +58,7 @@ def _labels(said: str | None, where: str) -> tuple[str, ...]:
         raise ModelError(
             "it is no classifier that EdgeForge wrote, and these bundles hold classifiers",
             where=where,
-            remedy="a language model goes to a phone as GGUF: `export: gguf`, then `--target android`",
+            remedy="a language model goes to a phone as GGUF: `export: gguf`, then `--target android` or `ios`",
         )
     return tuple(labels)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePath
 from typing import Any
 
 from edgeforge import licences as licences_beside
@@ -11,7 +11,10 @@ from edgeforge.bundles._contract import Licence
 from edgeforge.bundles._source import Source
 from edgeforge.licences import UNKNOWN, shown_place
 
-PLACES = ("path", "train", "test", "validation", "prompts", "tokenizer")
+UNWRITTEN = f"{UNKNOWN}: the terms of whoever serves it"
+PLACES = frozenset(
+    {"path", "train", "test", "validation", "unlabelled", "prompts", "spec", "function", "journal", "tokenizer"}
+)
 """Keys of a pipeline whose values name places. A bundle leaves the machine: of these only last names stay."""
 
 
@@ -33,15 +36,19 @@ def lineage(source: Source) -> dict[str, Any]:
         "seed": source.report.seed,
         "parameters": source.report.stages[-1].facts.params if source.report.stages else None,
         "environment": source.report.environment.packages,
-        "sources": [one.model_dump(mode="json") for one in known.sources] if known else [],
+        "sources": [_public(one.model_dump(mode="json")) for one in known.sources] if known else [],
     }
 
 
 def licences(source: Source, folder: Path) -> list[Licence]:
-    """What is known: model and data by the files beside them, whose texts are copied into `folder`."""
+    """What is known: model, teachers and data by the files beside them, whose texts are copied into `folder`.
+
+    Of what is not on this machine any more, or in the hub's cache, the run's report may know it.
+    """
     pipeline = source.pipeline
     found = [_licence("model", pipeline.get("model"), folder), *_of_teachers(pipeline, folder)]
-    return [*found, _licence("data", (pipeline.get("task") or {}).get("data"), folder)]
+    found.append(_licence("data", (pipeline.get("task") or {}).get("data"), folder))
+    return [_as_reported(one, source) for one in found]
 
 
 def _made(target: Any, row: str) -> bool:
@@ -60,7 +67,14 @@ def _public(value: Any) -> Any:
     """The same without folders of this machine."""
     if isinstance(value, dict):
         return {key: _place(item) if key in PLACES else _public(item) for key, item in value.items()}
+    if isinstance(value, str):
+        return shown_place(value) if _is_path(value) else value
     return [_public(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_path(value: str) -> bool:
+    """Whether this is surely a path and no text that begins like one."""
+    return (PurePath(value).is_absolute() or value.startswith("~/")) and not any(mark in value for mark in "\n{")
 
 
 def _place(value: Any) -> Any:
@@ -70,10 +84,38 @@ def _place(value: Any) -> Any:
 
 
 def _of_teachers(pipeline: dict[str, Any], folder: Path) -> Iterator[Licence]:
-    for number, teacher in enumerate(_teachers(pipeline.get("stages") or ()), 1):
-        model = teacher.get("model") if isinstance(teacher, dict) else None
-        if model is not None:
-            yield _licence(f"teacher_{number}", model, folder)
+    """Of every teacher that is no step of this pipeline, each once: a step's licence is that of its model."""
+    seen: list[Any] = []
+    for teacher in _single(_teachers(pipeline.get("stages") or ())):
+        model = teacher.get("model") or teacher.get("function")
+        if model is None or model in seen:
+            continue
+        seen.append(model)
+        what = f"teacher_{len(seen)}"
+        if isinstance(model, str):
+            yield Licence(what=what, licence=UNWRITTEN, source=_place(model))
+        else:
+            yield _licence(what, model, folder)
+
+
+def _single(teachers: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """Teachers one by one: those of an ensemble are its members."""
+    for teacher in teachers:
+        if isinstance(teacher, dict):
+            yield teacher
+            yield from _single(teacher.get("members") or ())
+
+
+def _as_reported(found: Licence, source: Source) -> Licence:
+    """What the report of the run knows, where nothing was found now."""
+    known = source.report.lineage
+    if found.licence != UNKNOWN or known is None:
+        return found
+    for one in known.sources:
+        same = found.what.startswith(one.what) and one.place == found.source
+        if same and one.licence != UNKNOWN and not one.licence.startswith("see "):  # its text is not here
+            return found.model_copy(update={"licence": one.licence})
+    return found
 
 
 def _licence(what: str, spec: Any, folder: Path) -> Licence:

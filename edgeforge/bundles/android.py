@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar, Literal
 
-from edgeforge import gguf_file, onnx_graph
+from edgeforge import onnx_graph
 from edgeforge.bundles import Bundle
 from edgeforge.bundles._contract import (
     NAME,
@@ -18,12 +18,12 @@ from edgeforge.bundles._contract import (
     ImageInput,
     Licence,
     ModelFile,
-    PromptInput,
     TextInput,
     read_contract,
 )
 from edgeforge.bundles._golden import FILE, write_golden
 from edgeforge.bundles._interface import of_onnx
+from edgeforge.bundles._language_model import FORMAT, language_model
 from edgeforge.bundles._source import Source
 from edgeforge.bundles._tokenizer import write_vocabulary
 from edgeforge.bundles._writing import render, with_history
@@ -43,7 +43,7 @@ CONVERTER = "onnxruntime.tools.convert_onnx_models_to_ort"
 
 
 class Android(Bundle):
-    """A library module: assets, Kotlin sources, build.gradle.kts; beside it what a smaller build of ONNX Runtime needs.
+    """A library module: assets, Kotlin sources, build.gradle; beside it what a smaller build of ONNX Runtime needs.
 
     The app carries ``model.ort``, already optimised for ONNX Runtime's CPU kernels; ``model/model.onnx`` is the same
     for accelerators (NNAPI, QNN), which take over graphs that are not optimised yet.
@@ -51,12 +51,12 @@ class Android(Bundle):
 
     kind: Literal["android"] = "android"
 
-    formats: ClassVar[tuple[str, ...]] = ("onnx", "gguf")
+    formats: ClassVar[tuple[str, ...]] = ("onnx", FORMAT)
 
     def write(self, source: Source, folder: Path, *, earlier: Path | None = None) -> Contract:
         """See Bundle. Raises ModelError where ONNX Runtime cannot convert the file."""
-        if source.row.format == "gguf":
-            return _language_model(source, folder)
+        if source.row.format == FORMAT:
+            return _prompts(source, folder)
         return _classifier(source, folder, earlier)
 
 
@@ -89,27 +89,10 @@ def _classifier(source: Source, folder: Path, earlier: Path | None) -> Contract:
     return contract
 
 
-def _language_model(source: Source, folder: Path) -> Contract:
-    """The file is no asset: it is too large for most stores' limits, so the app fetches or packs it as it likes."""
+def _prompts(source: Source, folder: Path) -> Contract:
+    contract = language_model(source, "android", folder)
     assets = folder / "src" / "main" / "assets" / source.identifier
     assets.mkdir(parents=True)
-    (folder / "model").mkdir()
-    model = folder / "model" / gguf_file.MODEL
-    shutil.copyfile(source.folder / gguf_file.MODEL, model)
-    metadata = gguf_file.read(model).metadata
-    architecture = metadata.get("general.architecture")
-    contract = source.contract(
-        "android",
-        models=(_file(model, folder, "gguf"),),
-        input=PromptInput(
-            context=metadata.get(f"{architecture}.context_length"),
-            chat_template="tokenizer.chat_template" in metadata,
-        ),
-        output=None,
-        golden=None,
-    )
-    runtime = Licence(what="llama.cpp", licence="MIT", source="https://github.com/ggml-org/llama.cpp")
-    contract = with_history(contract.model_copy(update={"licences": (runtime,)}), source, folder)
     (assets / NAME).write_text(contract.to_json(), encoding="utf-8", newline="\n")
     for template in ("android/module", "android/prompt"):
         _render(template, folder, contract)
@@ -123,7 +106,7 @@ def _render(template: str, folder: Path, contract: Contract) -> None:
     render(template, folder, contract, names)
 
 
-def _file(path: Path, folder: Path, format: Literal["onnx", "ort", "gguf"]) -> ModelFile:
+def _file(path: Path, folder: Path, format: Literal["onnx", "ort"]) -> ModelFile:
     name = path.relative_to(folder).as_posix()
     return ModelFile(file=name, format=format, sha256=hash_file(path), bytes=path.stat().st_size)
 

@@ -1,4 +1,7 @@
-"""A Swift package for iPhone, iPad and Mac: the Core ML package, a typed wrapper, a self-test and a benchmark."""
+"""A Swift package for iPhone, iPad and Mac: the Core ML package, a typed wrapper, a self-test and a benchmark.
+
+Of language models the GGUF file, for llama.cpp.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from edgeforge.bundles import Bundle
 from edgeforge.bundles._contract import NAME, Contract, ImageInput, ModelFile, TextInput
 from edgeforge.bundles._golden import FILE, write_golden
 from edgeforge.bundles._interface import of_coreml
+from edgeforge.bundles._language_model import FORMAT, language_model
 from edgeforge.bundles._source import Source
 from edgeforge.bundles._tokenizer import write_vocabulary
 from edgeforge.bundles._writing import render, with_history
@@ -23,18 +27,25 @@ from edgeforge.runtimes.coreml_reference import open_model
 SYSTEMS = {8: ("17.0", "14.0"), 9: ("18.0", "15.0")}
 """By version of the package's specification: the first iOS and macOS that open it."""
 
+LLAMA_CPP_SYSTEMS = {"ios": "16.4", "macos": "13.3"}
+"""The first that llama.cpp's own package for Apple's systems is built for."""
+
 
 class Ios(Bundle):
     """Add the folder to an Xcode project as a local package. On a Mac, ``swift run edgeforge-benchmark`` measures it,
     and ``edgeforge report RUN --merge`` takes the result into the run's report.
+
+    Of a language model it holds the GGUF file, and what checks it before a binding of llama.cpp opens it.
     """
 
     kind: Literal["ios"] = "ios"
 
-    formats: ClassVar[tuple[str, ...]] = ("coreml",)
+    formats: ClassVar[tuple[str, ...]] = ("coreml", FORMAT)
 
     def write(self, source: Source, folder: Path, *, earlier: Path | None = None) -> Contract:
-        """See Bundle. Raises ModelError for what is no classifier."""
+        """See Bundle. Raises ModelError for a Core ML package that is no classifier."""
+        if source.row.format == FORMAT:
+            return _prompts(source, folder)
         package = source.folder / PACKAGE
         model = open_model(package)
         taken, given = of_coreml(source.folder, model.features, model.metadata)
@@ -57,6 +68,16 @@ class Ios(Bundle):
         for template in ("ios/package", f"ios/{kind}"):
             render(template, folder, contract, {"module": module})
         return contract
+
+
+def _prompts(source: Source, folder: Path) -> Contract:
+    contract = language_model(source, "ios", folder, deployment=LLAMA_CPP_SYSTEMS)
+    module = camel_case(source.identifier)
+    resources = folder / "Sources" / module / "Resources"
+    resources.mkdir(parents=True)
+    (resources / NAME).write_text(contract.to_json(), encoding="utf-8", newline="\n")
+    render("ios/prompt", folder, contract, {"module": module})
+    return contract
 
 
 def _package(path: Path, folder: Path) -> ModelFile:

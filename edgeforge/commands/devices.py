@@ -14,12 +14,14 @@ from edgeforge.estimators import Known, estimator_for
 from edgeforge.links import link_of
 from edgeforge.runtimes import runtime_for
 
-State = Literal["available", "configured", "unavailable", "estimated", "none"]
-"""`configured`: a way there is set up, and whether the device answers shows when it is measured."""
+State = Literal["available", "configured", "unavailable", "estimated", "bundle", "none"]
+"""`configured`: a way there is set up, and whether the device answers shows when it is measured. `bundle`: a bundle's
+benchmark measures it, and a report takes that in.
+"""
 
 FAMILIES = ("host", "browser", "emulator", "phone", "laptop", "board", "gpu")
 HERE = ("local", "browser", "qemu")
-"""Links that end on this machine, so that what they need can be looked for."""
+"""Links that end on this machine, so that nothing is left to ask."""
 
 
 def described() -> list[dict[str, Any]]:
@@ -36,14 +38,12 @@ def described() -> list[dict[str, Any]]:
 def reached(profile: DeviceProfile) -> tuple[State, str | None]:
     """How measurements reach a device now, and the reason where its link cannot work."""
     if profile.link is None:
-        return ("estimated" if _known(profile.name) else "none"), None
-    if profile.link not in HERE:
-        return "configured", None
+        return ("estimated" if _known(profile.name) else "bundle" if profile.bundle else "none"), None
     runtime = runtime_for("onnx")
     assert runtime is not None
     link = link_of(profile.link, profile.connection)
     reason = link.unavailable(runtime.kind) or link.missing()
-    return ("unavailable" if reason else "available"), reason
+    return ("unavailable" if reason else "available" if profile.link in HERE else "configured"), reason
 
 
 def show(console: Console, *, as_json: bool = False) -> None:
@@ -51,12 +51,15 @@ def show(console: Console, *, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps(described(), indent=1))
         return
-    columns = ("name", "device", "integers", "reached now", "once set up by")
-    table = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("name", no_wrap=True, min_width=max(map(len, profiles())))  # the word that a target says
+    for column in ("device", "integers", "reached now", "once set up by"):
+        table.add_column(column)
     reasons: dict[str, list[str]] = {}
     for profile in sorted(profiles().values(), key=lambda profile: FAMILIES.index(profile.family)):
         state, reason = reached(profile)
-        later = "" if profile.link else ", ".join(profile.reachable_by)
+        ways = (*profile.reachable_by, *(["bundle"] if profile.bundle else ()))
+        later = "" if profile.link else ", ".join(ways)
         table.add_row(profile.name, escape(profile.title), profile.layout, _said(profile, state), later)
         if reason is not None:
             reasons.setdefault(reason, []).append(profile.name)
@@ -64,6 +67,8 @@ def show(console: Console, *, as_json: bool = False) -> None:
     for reason, names in reasons.items():
         line = f"\n[yellow]not now[/yellow]: {', '.join(names)}: {escape(reason)}"
         console.print(line, highlight=False, soft_wrap=True)  # a command in it can be copied whole
+    for way in dict.fromkeys(filter(None, (profile.by_bundle for profile in profiles().values()))):
+        console.print(f"\nby a bundle: {way}", markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"\nTo set one up, describe it in {own_folder()} under its name, with its link and connection; docs/devices.md "
         "says how. Estimates say how far off they are; --json has their errors, and every fact with its source.",
@@ -82,7 +87,7 @@ def _said(profile: DeviceProfile, state: State) -> str:
     if state == "estimated":
         units = ", ".join(dict.fromkeys(known.unit.upper() for known in _known(profile.name)))
         return f"[cyan]estimated[/cyan]: {units}"
-    return "[dim]not at all[/dim]"
+    return "[cyan]by a bundle[/cyan]" if state == "bundle" else "[dim]not at all[/dim]"
 
 
 def _known(device: str) -> tuple[Known, ...]:

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from edgeforge import measurements
+from edgeforge.budgets import judged_again
 from edgeforge.commands.summary import read
 from edgeforge.core.artifact import hash_file
 from edgeforge.core.errors import ConfigurationError, EnvironmentProblem
 from edgeforge.core.measurement import Measurement
-from edgeforge.core.report import ArtifactRow, BenchmarkConditions, BudgetRow, MeasurementRow, Report
+from edgeforge.core.report import ArtifactRow, BenchmarkConditions, MeasurementRow, Report
 from edgeforge.core.spec import perhaps
 from edgeforge.renderers import write_all
 
 NAME = re.compile(r"[\w.,+ -]{1,80}")
 """What devices, runtimes and metrics may be called: reports show it, and a result comes from somewhere else."""
 
-LATENCY = "latency_ms"
-
 
 def merge(folder: Path, result: Path) -> Report:
     """Add the measurements of a result to the report of a run, and draw it again.
 
     Statistics are computed from the samples. Rows of the same device, runtime and metric are replaced, so merging twice
-    changes nothing. Raises ConfigurationError where the result is none, or of other files than this run's;
-    EnvironmentProblem where the report cannot be written.
+    changes nothing; estimates for the device stay beside. Limits on it are judged by what was measured.
+    Raises ConfigurationError where the result is none, or of other files than this run's; EnvironmentProblem where the
+    report cannot be written.
     """
     report = read(folder)
     found = _read(result)
@@ -36,10 +36,15 @@ def merge(folder: Path, result: Path) -> Report:
     rows = {row.name: row for row in report.artifacts}
     for measured in found.artifacts:
         rows[measured.name] = _merged(_own_row(report, measured, result), measured, source, result)
+    new = list(dict.fromkeys(item.device for one in found.artifacts for item in one.measurements))
     budgets = tuple(
-        _judged(budget, rows[budget.target]) if budget.target in rows else budget for budget in report.budgets
+        judged_again(budget, rows[budget.target]) if budget.device in new and budget.target in rows else budget
+        for budget in report.budgets
     )
-    report = report.model_copy(update={"artifacts": tuple(rows.values()), "budgets": budgets})
+    known = report.devices or measurements.devices(item.device for row in report.artifacts for item in row.conditions)
+    added = measurements.devices(name for name in new if name not in {item.name for item in known})
+    changed = {"artifacts": tuple(rows.values()), "budgets": budgets, "devices": (*known, *added)}
+    report = report.model_copy(update=changed)
     try:
         write_all(report, folder)
     except OSError as error:
@@ -81,7 +86,7 @@ def _merged(row: ArtifactRow, measured: ArtifactRow, source: dict[str, str], res
     replaced = {(item.device, item.runtime, item.metric) for item in new}
     kept = [item for item in row.measurements if (item.device, item.runtime, item.metric) not in replaced]
     devices = {item.device for item in new}
-    conditions = [item for item in row.conditions if item.device not in devices]
+    conditions = [item for item in row.conditions if item.device not in devices or measurements.estimates(item)]
     for device in sorted(devices):
         said = next((item for item in measured.conditions if item.device == device), None)
         conditions.append(_conditions(device, said, source))
@@ -118,18 +123,3 @@ def _conditions(device: str, said: BenchmarkConditions | None, source: dict[str,
     return BenchmarkConditions.model_validate(
         {**extra, "device": device, "hardware": "; ".join(words), "merged": source}
     )
-
-
-def _judged(budget: BudgetRow, row: ArtifactRow) -> BudgetRow:
-    """A limit on latency that could not be judged before."""
-    if budget.metric != LATENCY or budget.device is None or not _new(row.conditions, budget.device):
-        return budget
-    latency = row.measurement(LATENCY, budget.device)
-    if latency is None or latency.median is None:
-        return budget
-    passed = latency.median <= budget.limit
-    return budget.model_copy(update={"value": latency.median, "passed": passed, "reason": None})
-
-
-def _new(conditions: Sequence[BenchmarkConditions], device: str) -> bool:
-    return any(item.device == device and "merged" in (item.model_extra or {}) for item in conditions)

@@ -30,10 +30,19 @@ MOST_RUNS = 256
 
 @dataclass(frozen=True)
 class Varied:
-    """A value of the pipeline file, by its dotted path, and what it takes in turn."""
+    """A value of the pipeline file, by its dotted path, and what it takes in turn.
+
+    Several paths, joined by `+`, change together, as the weights of two losses do: each value is a list, one for each.
+    """
 
     path: str
     values: tuple[Any, ...]
+
+    def settings(self) -> list[dict[str, Any]]:
+        """What is set, in turn: path -> value."""
+        paths = self.path.split("+")
+        together = self.values if len(paths) > 1 else [[value] for value in self.values]
+        return [dict(zip(paths, values, strict=True)) for values in together]
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class Found:
 
 
 def varied(said: str) -> Varied:
-    """``a.b.0.c=1,2,4``: values are YAML, between commas. Raises ConfigurationError."""
+    """``a.b.0.c=1,2,4``, ``a.b+a.c=[1, 2],[3, 4]``: values are YAML, between commas. Raises ConfigurationError."""
     path, equals, values = said.partition("=")
     try:
         found = Document(f"[{values}]".encode(), "--vary").data
@@ -67,6 +76,13 @@ def varied(said: str) -> Varied:
             f"'{said}' is not of the form a.b=1,2,4",
             where="--vary",
             remedy="for example --vary stages.1.losses.0.temperature=1,2,4",
+        )
+    many = path.count("+") + 1
+    if many > 1 and not all(isinstance(value, list) and len(value) == many for value in found):
+        raise ConfigurationError(
+            f"'{path}' are {many} values that change together, and each of theirs is a list of {many}",
+            where="--vary",
+            remedy=f"for example --vary {path}={json.dumps(list(range(1, many + 1)))}",
         )
     return Varied(path, tuple(found))
 
@@ -84,8 +100,8 @@ def plans(file: Path, overrides: Sequence[str], choices: Sequence[Varied]) -> li
             remedy="vary fewer values, or in turn",
         )
     found = []
-    for values in itertools.product(*(choice.values for choice in choices)):
-        settings = dict(zip([choice.path for choice in choices], values, strict=True))
+    for chosen in itertools.product(*(choice.settings() for choice in choices)):
+        settings = {path: value for part in chosen for path, value in part.items()}
         said = [f"{path}={json.dumps(value)}" for path, value in settings.items()]
         found.append((settings, build(load(file, [*overrides, *said]))))
     return found

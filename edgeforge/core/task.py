@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from edgeforge.core.errors import IncompatiblePlanError, ModelError
 from edgeforge.core.spec import Spec
@@ -161,6 +161,26 @@ class TaskData(Protocol):
 
     def write_reader(self, folder: Path) -> None:
         """Put what makes raw data into inputs (a tokenizer) beside a model, unless the folder has its own."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the samples of a split stand in the part of the data it was cut from, which holds `of` samples.
+
+    `positions` and `labels`: int64, (samples,).
+    """
+
+    positions: np.ndarray
+    labels: np.ndarray
+    of: int
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """Opened data whose samples have a place in what was read: those with one label each."""
+
+    def places(self, split: Split) -> Places:
+        """Of the training part, unlabelled samples are the last."""
 
 
 class Task(Spec):

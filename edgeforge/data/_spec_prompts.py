@@ -1,4 +1,5 @@
-"""What a teacher is asked so that it writes the examples of a spec, each value of each axis equally often."""
+"""What a teacher is asked so that it writes the examples of a spec, each value of each axis equally often; and what it
+is asked to answer one of them again."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from typing import Any
 
 from edgeforge.core.seeds import derive
 from edgeforge.data import Message
-from edgeforge.data._spec import DataSpec
+from edgeforge.data._spec import DataSpec, as_text
 
 LABEL_AXIS = "label"
 
@@ -84,6 +85,27 @@ def _prompt(spec: DataSpec, number: int, choices: Mapping[str, str], seed: int) 
     return SpecPrompt((*turns, Message("user", "\n".join(lines))), dict(choices))
 
 
+def question(spec: DataSpec, text: str) -> tuple[Message, ...]:
+    """What a teacher is asked to answer an input, whoever made it up. Seed examples are turns of the conversation."""
+    asked, turns = _answering(spec), list[Message]()
+    for example in spec.examples[: spec.shots]:
+        turns += [Message("user", asked + as_text(example.input)), Message("assistant", as_text(example.output))]
+        asked = ""
+    return (*turns, Message("user", asked + text))
+
+
+def _answering(spec: DataSpec) -> str:
+    form = "the text" if spec.output.get("type") == "string" else "JSON"
+    lines = [
+        spec.task,
+        *([spec.instruction] if spec.instruction else []),
+        "",
+        f'You are given an "input". Write its "output", {form} alone.',
+        f'"output" satisfies this JSON schema: {_json(spec.output)}',
+    ]
+    return "\n".join([*lines, *_rules(spec), "", ""])
+
+
 def _task(spec: DataSpec) -> str:
     lines = [
         spec.task,
@@ -92,9 +114,14 @@ def _task(spec: DataSpec) -> str:
         f'"input" satisfies this JSON schema: {_json(spec.input)}',
         f'"output" satisfies this JSON schema: {_json(spec.output)}',
     ]
+    return "\n".join([*lines, *_rules(spec)])
+
+
+def _rules(spec: DataSpec) -> list[str]:
+    lines = []
     if spec.labels is not None:
         lines.append(f"`{spec.labels.at}` is one of: {', '.join(spec.labels.allowed)}.")
-    return "\n".join([*lines, *(constraint.say for constraint in spec.constraints if constraint.say)])
+    return [*lines, *(constraint.say for constraint in spec.constraints if constraint.say)]
 
 
 def _label_axis(spec: DataSpec) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from functools import cache
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import yaml
 from pydantic import Field
@@ -33,7 +33,7 @@ class Fit(Spec):
     interval80: tuple[float, float] = Field(description="Truth over estimate, from models left out of the fits.")
     gmacs: tuple[float, float] = Field(description="Smallest and largest of those models (10^9).")
     greatest_share: dict[str, float] = Field(description="Most that one of them spends in a class of operations.")
-    coefficients_ms: dict[str, float]
+    coefficients_ms: dict[str, Annotated[float, Field(ge=0)]]
 
 
 class DeviceFits(Spec):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,10 +39,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Context:
-    """What filters may ask for: the texts of the test part, and the seed of random choices."""
+    """What filters may ask for: the texts of the test part, and the seed of random choices.
+
+    Where the teacher made up the questions as well, `again` lets it answer each of them anew: for each sample all
+    answers to its question, its own first.
+    """
 
     tested: Sequence[str] = ()
     seed: int = 0
+    again: Callable[[Sequence[Sample]], Sequence[Sequence[Sample]]] | None = None
 
 
 @dataclass(frozen=True)

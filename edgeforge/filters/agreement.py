@@ -18,7 +18,8 @@ class Agreement(Filter):
     """Keep the answers to a prompt that most of its samples give (Wang et al., 2022, self-consistency).
 
     Compared are labels where samples have them, else answers: as numbers where both are, else as words. It needs
-    several samples of a prompt, and no known answer.
+    several samples of a prompt, and no known answer. Of a `spec` every example is a question of its own: the stage's
+    `opinions` say how often the teacher answers it anew, and an example is kept whose output most of all answers give.
     """
 
     kind: Literal["agreement"] = "agreement"
@@ -32,6 +33,8 @@ class Agreement(Filter):
     uses: ClassVar[tuple[str, ...]] = ("edgeforge.filters._words",)
 
     def reasons(self, samples: Sequence[Sample], context: Context) -> list[str | None]:
+        if context.again is not None:
+            return [self._seconded(answers) for answers in context.again(samples)]
         groups: dict[int, list[int]] = defaultdict(list)
         for position, sample in enumerate(samples):
             groups[sample.group].append(position)
@@ -44,6 +47,11 @@ class Agreement(Filter):
                 found[position] = self._reason(answer, chosen, kept)
                 kept += found[position] is None
         return found
+
+    def _seconded(self, samples: Sequence[Sample]) -> str | None:
+        """Why the first of several answers to one question is left out; None where it is kept."""
+        answers = [self._answer(sample) for sample in samples]
+        return self._reason(answers[0], self._chosen(answers), kept=0)
 
     def _reason(self, answer: Hashable | None, chosen: Hashable | None, kept: int) -> str | None:
         if answer is None:

@@ -6,6 +6,8 @@ What cannot be read is left out: containers hide temperatures, Android hides som
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,12 +30,20 @@ for folder in /sys/devices/system/cpu/cpu[0-9]*/cpufreq; do
   echo "clock $(cat $folder/scaling_cur_freq) $(cat $folder/scaling_max_freq) $(cat $folder/scaling_governor)"
 done
 for folder in /sys/class/thermal/thermal_zone*; do echo "zone $(cat $folder/temp) $(cat $folder/type)"; done
+for folder in /sys/class/hwmon/hwmon*; do
+  name=$(cat $folder/name)
+  case "$name" in
+    coretemp|k10temp|zenpower) for file in $folder/temp*_input; do echo "zone $(cat $file) $name"; done ;;
+  esac
+done
 true
 """
 
 DISTURBING_CORES = 0.5
 DISTURBING_SHARE = 0.05
-_PROCESSOR_ZONE = re.compile("cpu|soc|pkg|tsens|big|mid|little|apc|gold|silver|prime", re.IGNORECASE)
+_PROCESSOR_ZONE = re.compile(
+    "cpu|soc|pkg|coretemp|k10temp|zenpower|tsens|big|mid|little|apc|gold|silver|prime", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -75,17 +85,35 @@ def parse(text: str) -> State:
     )
 
 
+def here() -> State:
+    """What this machine says; nothing where it has no POSIX shell."""
+    shell = shutil.which("sh")
+    if shell is None:
+        return parse("")
+    done = subprocess.run(
+        [shell, "-c", COMMAND], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
+    )
+    return parse(done.stdout)
+
+
+def heat(before: State, after: State | None) -> dict[str, Any]:
+    """The hottest zone of the processor, or of the device where none is named so, and its temperatures (deg C)."""
+    zone = _hottest(before)
+    found: dict[str, Any] = {"temperature_zone": zone}
+    for when, state in (("before", before), ("after", after)):
+        if state is not None:
+            found[f"temperature_c_{when}"] = state.temperatures.get(zone) if zone else None
+    return found
+
+
 def between(before: State, after: State | None, *, processor_s: float, waiting_share: float | None) -> dict[str, Any]:
     """The conditions of a measurement whose own processes used `processor_s` of processor time."""
-    found: dict[str, Any] = {**before.words, "cores": before.cores}
-    zone = _hottest(before)
+    found: dict[str, Any] = {**before.words, "cores": before.cores, **heat(before, after)}
     for when, state in (("before", before), ("after", after)):
         if state is None:
             continue
         found[f"load_average_{when}"] = list(state.load) or None
         found[f"cpu_mhz_{when}"] = max(state.clocks_mhz, default=None)
-        found[f"temperature_c_{when}"] = state.temperatures.get(zone) if zone else None
-    found["temperature_zone"] = zone
     found["cpu_mhz_limit"] = max(before.clock_limits_mhz, default=None)
     found["governors"] = list(before.governors)
     others = _others(before, after, processor_s) if after else None
@@ -127,13 +155,14 @@ def _numbers(text: str, count: int) -> tuple[float, ...]:
 
 
 def _temperatures(zones: list[str]) -> dict[str, float]:
-    found = {}
+    """By name of the zone; of several sensors of one name, the hottest."""
+    found: dict[str, float] = {}
     for line in zones:
         value, _, name = line.partition(" ")
         if value.lstrip("-").isdigit():
             celsius = int(value) / 1000 if abs(int(value)) > 1000 else float(value)  # some kernels leave out the milli
             if 0 < celsius < 150:  # sensors that are switched off say 0, or nonsense
-                found[name or "zone"] = round(celsius, 1)
+                found[name or "zone"] = max(round(celsius, 1), found.get(name or "zone", 0.0))
     return found
 
 

@@ -74,6 +74,12 @@ def run(shell: Shell, command: str, doing: str, *, timeout_s: float = 60.0) -> s
     return out
 
 
+def answer(shell: Shell, command: str, doing: str) -> str:
+    """The last line that a short command prints: what stands before it, the user's own start-up files said."""
+    lines = run(shell, command, doing).strip().splitlines()
+    return lines[-1].strip() if lines else ""
+
+
 def end(process: subprocess.Popen[Any]) -> None:
     """Make sure that a client on this machine is gone."""
     if process.poll() is None:
@@ -214,7 +220,7 @@ def _models(workload: Workload) -> dict[str, Path]:
 
 @contextmanager
 def _folder_on(shell: Shell, progress: Progress) -> Iterator[str]:
-    made = run(shell, f"mktemp -d {shell.temporary}/edgeforge-XXXXXXXX", "making a folder on the device").strip()
+    made = answer(shell, f"mktemp -d {shell.temporary}/edgeforge-XXXXXXXX", "making a folder on the device")
     if "/edgeforge-" not in made or len(made.split()) != 1:
         raise DeviceProblem(f"mktemp gave no folder: {made}", where=shell.where)
     folder = shlex.quote(made)

@@ -59,6 +59,16 @@ class Adb(Link):
     def unavailable(self, runtime: str) -> str | None:
         return None if runtime == _remote.RUNTIME else f"on Android, ONNX files are measured; {runtime} is not"
 
+    def missing(self) -> str | None:
+        """See Link. Whether a phone is connected shows when it is asked."""
+        try:
+            _program()
+        except DeviceProblem as problem:
+            found: DeviceProblem | None = problem
+        else:
+            found = _runner.missing(_runner.MACHINES.values())
+        return f"{found.what} ({found.remedy})" if found else None
+
     def measure(self, workload: Workload, progress: Progress) -> Timings:
         shell = self._shell()
         return _remote.measure(shell, NativeRunner(_machine(shell)), workload, progress)
@@ -68,14 +78,20 @@ class Adb(Link):
         return _remote.outputs(shell, NativeRunner(_machine(shell)), subject, inputs, progress)
 
     def _shell(self) -> _Adb:
-        program = shutil.which("adb")
-        if program is None:
-            raise DeviceProblem(
-                "the command `adb` is not installed",
-                where="adb",
-                remedy="apt-get install adb, or Android's platform-tools",
-            )
+        program = _program()
         return _Adb(program, _chosen(_connected(program), self.serial or os.environ.get("ANDROID_SERIAL"), self.model))
+
+
+def _program() -> str:
+    """The client. Raises DeviceProblem where it is not installed."""
+    program = shutil.which("adb")
+    if program is None:
+        raise DeviceProblem(
+            "the command `adb` is not installed",
+            where="adb",
+            remedy="apt-get install adb, or Android's platform-tools",
+        )
+    return program
 
 
 @dataclass(frozen=True)

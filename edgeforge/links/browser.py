@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import queue
 import random
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,7 +71,7 @@ class Browser(Link):
         total = len(order) + workload.samples
         starts: dict[str, list[Start]] = {name: [] for name in workload.starts}
         page = _Page(_browser.program(self.binary), workload.inputs, progress)
-        before, own_s = _state(), time.process_time()
+        before, own_s = _conditions.here(), time.process_time()
         if workload.new_tokens:
             page.probe(workload)
         for done, name in enumerate(order):
@@ -85,7 +83,7 @@ class Browser(Link):
         lost = _race(page, workload, race, lambda: progress.update(len(order) + len(race.rounds), total, "timing"))
         used_s = page.processor_s + time.process_time() - own_s
         conditions: dict[str, Any] = {"pinned_to_cores": [], "threads": workload.threads}
-        conditions |= _conditions.between(before, _state(), processor_s=used_s, waiting_share=None)
+        conditions |= _conditions.between(before, _conditions.here(), processor_s=used_s, waiting_share=None)
         conditions["runtime_on_device"] = race.runtime
         if lost:
             conditions["partial"] = f"{len(race.rounds)} of {workload.samples} rounds were measured: {lost.what}"
@@ -229,15 +227,6 @@ def _inputs(path: Path) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
             described.append({"name": name, "type": array.dtype.name, "shape": list(array.shape), "path": file})
             files[file] = np.ascontiguousarray(array).tobytes()
     return described, files
-
-
-def _state() -> _conditions.State:
-    """What this machine is doing; empty where it has no POSIX shell."""
-    shell = shutil.which("sh")
-    if shell is None:
-        return _conditions.parse("")
-    done = subprocess.run([shell, "-c", _conditions.COMMAND], capture_output=True, text=True, check=False)
-    return _conditions.parse(done.stdout)
 
 
 def _remedy(error: str) -> str | None:

@@ -22,7 +22,7 @@ from pydantic import Field
 import edgeforge
 from edgeforge.core.errors import EnvironmentProblem
 from edgeforge.core.stage import Progress
-from edgeforge.links import Link, Start, Subject, Timings, Workload
+from edgeforge.links import Link, Start, Subject, Timings, Workload, _conditions
 from edgeforge.links._answers import Answers, timings
 from edgeforge.links._conditions import DISTURBING_SHARE
 from edgeforge.runtimes import PROCESSOR, Processor, _cuda, runtime_on
@@ -157,11 +157,12 @@ def idle_cores(count: int) -> list[int]:
 
 @contextmanager
 def watching() -> Iterator[dict[str, Any]]:
-    """Fill the yielded dict, at the end, with what else the machine did: load, clock, and busy programs by name.
+    """Fill the yielded dict, at the end, with what else the machine did: load, clock, heat, and busy programs by name.
 
     A program that both began and ended inside the block is not seen.
     """
     conditions: dict[str, Any] = {}
+    cold = _conditions.here()
     before, begin = _processor_seconds(), time.monotonic()
     conditions["load_average_before"] = _load_average()
     conditions["cpu_mhz_before"] = _clock_mhz()
@@ -174,6 +175,7 @@ def watching() -> Iterator[dict[str, Any]]:
             busy[name] += round(percent)
     conditions["load_average_after"] = _load_average()
     conditions["cpu_mhz_after"] = _clock_mhz()
+    conditions |= _conditions.heat(cold, _conditions.here())
     conditions["other_programs"] = [{"name": name, "cpu_percent": share} for name, share in busy.most_common()]
     conditions["seconds"] = round(seconds, 3)
     conditions["busy"] = None

@@ -86,6 +86,16 @@ class Ssh(Link):
             return "the native runner measures the CPU; a GPU is measured with `runner: python`"
         return None if runtime == _remote.RUNTIME else f"over ssh, ONNX files are measured; {runtime} is not"
 
+    def missing(self) -> str | None:
+        """See Link. Whether the device answers shows when it is asked."""
+        try:
+            self._shell()
+        except DeviceProblem as problem:
+            found: DeviceProblem | None = problem
+        else:
+            found = _runner.missing(_runner.MACHINES.values()) if self.runner == "native" else None
+        return f"{found.what} ({found.remedy})" if found else None
+
     def measure(self, workload: Workload, progress: Progress) -> Timings:
         shell = self._shell()
         return _remote.measure(shell, self._program(shell), workload, progress)
@@ -113,7 +123,7 @@ class Ssh(Link):
         if self.runner == "python":
             self._check_python(shell)
             return PythonWorker(self.python, self.processor)
-        name = _remote.run(shell, "uname -m", "asking for its processor").strip()
+        name = _remote.answer(shell, "uname -m", "asking for its processor")
         if name not in _runner.MACHINES:
             raise DeviceProblem(
                 f"the native runner does not exist for its processor ({name})",
@@ -126,12 +136,12 @@ class Ssh(Link):
         """Raises DeviceProblem where there is no Python, or no ONNX Runtime for it (which is not imported here)."""
         code = "import importlib.util as u; print(u.find_spec('onnxruntime') is not None)"
         command = f"{self.python} -c {shlex.quote(code)} || echo absent"
-        answer = _remote.run(shell, command, "asking for its Python").split()
-        if answer != ["True"]:
+        answer = _remote.answer(shell, command, "asking for its Python")
+        if answer != "True":
             native = "say `runner: native` in `connection`"
             missing, remedy = (
                 (f"`{self.python}` has no onnxruntime there", f"there: {self.python} -m pip install onnxruntime; or")
-                if answer == ["False"]
+                if answer == "False"
                 else (f"`{self.python}` does not start there", "say which (python: ~/venv/bin/python), or")
             )
             raise DeviceProblem(missing, where=shell.where, remedy=f"{remedy} {native}")

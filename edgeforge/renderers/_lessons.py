@@ -84,6 +84,8 @@ def _lessons(row: StageRow, facts: Mapping[str, Any]) -> Lessons:
     if asked.get("answered_before"):
         words.append(f"{asked['answered_before']} of them answered before")
     said = f"{facts['documents']} documents of {asked['wanted']} answers that were asked for ({ends})"
+    if asked.get("opinions"):
+        words.append(f"{asked['opinions']} of them to what was made up")
     sieved = tuple(
         Sieved(one["filter"], one["in"], one["out"], ", ".join(f"{n} {why}" for why, n in one["reasons"].items()))
         for one in facts["yields"]

@@ -51,6 +51,9 @@ def _lost(report: Report) -> list[str]:
     found = _teacher.rows(report)
     if not found:
         return []
+    missing = [f"- **{escape(row.name)}** was not compared: {escape(one.reason)}" for row, one in found if one.reason]
+    if report.teacher is None:
+        return ["## What the student lost", "", *missing]
     itself = next((one for _, one in found if one.accuracy), None)
     body = [[f"{escape(report.teacher or '')}, the teacher", *_teachers_numbers(itself)]] if itself else []
     body += [[escape(row.name), *_numbers(one)] for row, one in found if one.reason is None]
@@ -66,7 +69,6 @@ def _lost(report: Report) -> list[str]:
             "probability. Pairs: rank correlation of how alike teacher and file find each pair of classes."
         )
     body = [line[: len(head)] for line in body]
-    missing = [f"- **{escape(row.name)}** was not compared: {escape(one.reason)}" for row, one in found if one.reason]
     lines = table(head, body, right=range(1, len(head)))
     return [
         "## What the student lost",

@@ -18,8 +18,9 @@ from edgeforge.core.measurement import Measurement, bootstrap_median, difference
 from edgeforge.core.report import LatencyComparison, MeasurementRow, Verdict, finite
 from edgeforge.core.stage import Job, Stage
 from edgeforge.core.task import Interface, model_inputs
-from edgeforge.device import own_folder, profile
+from edgeforge.device import DeviceProfile, own_folder, profile
 from edgeforge.environment import fingerprint, packages
+from edgeforge.estimators import estimator_for
 from edgeforge.links import Link, Start, Subject, Timings, Workload, link_of
 from edgeforge.runtimes import runtime_for
 from edgeforge.stages import _text_benchmark
@@ -122,13 +123,7 @@ class Benchmark(Stage):
     def check(self) -> None:
         device = profile(self.device)
         if device.link is None:
-            ways = " or ".join(f"`link: {link}`" for link in device.reachable_by)
-            raise IncompatiblePlanError(
-                f"{self.device} cannot be reached from here",
-                remedy=f"write {ways} in {own_folder() / self.device}.yaml (docs/devices.md)"
-                if ways
-                else "see `edgeforge devices` for those that can",
-            )
+            raise IncompatiblePlanError(f"{self.device} cannot be reached from here", remedy=_way_to(device))
 
     def run(self, inputs: Mapping[str, Artifact], job: Job) -> Mapping[str, Any]:
         device = profile(self.device)
@@ -276,6 +271,17 @@ class Benchmark(Stage):
             )
             for metric, values in samples.items()
         ]
+
+
+def _way_to(device: DeviceProfile) -> str:
+    """What to do where no link to a device is set up."""
+    links = " or ".join(f"`link: {link}`" for link in device.reachable_by)
+    ways = [f"write {links} in {own_folder() / device.name}.yaml (docs/devices.md)"] if links else []
+    if device.by_bundle:
+        ways.append(device.by_bundle)
+    if estimator_for(device.name) is not None:
+        ways.append("a target that names it gets an estimate")
+    return "; ".join(ways) or "see `edgeforge devices` for those that can"
 
 
 def throttling(series: Sequence[tuple[float, float]]) -> dict[str, Any]:

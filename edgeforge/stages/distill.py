@@ -48,12 +48,12 @@ class Distill(Stage, Recipe):
     Which kind to use: where the teacher's logits can be read, and labels or tokenizer are the same, `soft_targets`;
     where the student is of the same family too, also `hidden_states` or a loss on attention. Where the teacher has
     another tokenizer, only writes, or is a server or an API, let it write (`generate`) and `finetune` on that; a known
-    procedure writes as `teacher: program`. Several good models: `teacher: ensemble`. A teacher many times as large: an
-    assistant between the two, which is one more `distill`. No teacher: the stages `mutual`, `born_again` and `exits`,
-    or `teacher: ema`. Labels are needed for `hard_labels` and `decoupled` only: samples without one teach as well.
-    More students than one of the same teacher: `teacher: cached`, with `views` where images are augmented. Some of the
-    samples only, as general texts before the task's, or all but a class: `transfer`. docs/distillation.md has each in a
-    few lines of YAML.
+    procedure writes as `teacher: program`. Of a classifier that cannot run here a file of its answers: `teacher: file`.
+    Several good models: `teacher: ensemble`. A teacher many times as large: an assistant between the two, which is one
+    more `distill`. No teacher: the stages `mutual`, `born_again` and `exits`, or `teacher: ema`. Labels are needed for
+    `hard_labels` and `decoupled` only: samples without one teach as well. More students than one of the same teacher:
+    `teacher: cached`, with `views` where images are augmented. Some of the samples only, as general texts before the
+    task's, or all but a class: `transfer`. docs/distillation.md has each in a few lines of YAML.
     """
 
     kind: Literal["distill"] = "distill"

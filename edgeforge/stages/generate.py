@@ -77,6 +77,12 @@ class Generate(Stage, Sampling):
         description="For teachers that answer questions: what is kept. Absent: no copies, and nothing that repeats "
         "what is tested.",
     )
+    opinions: int = Field(
+        default=0,
+        ge=0,
+        description="Of a `spec`, with `agreement` among the filters: how often the teacher answers each made-up input "
+        "again; an example is kept whose output is what most of its answers say.",
+    )
     avoid: tuple[str, ...] = Field(
         default=(),
         description="Further files of JSON lines whose `text`, `prompt` and `messages` are not to be repeated.",
@@ -122,11 +128,11 @@ class Generate(Stage, Sampling):
             )
         if isinstance(self.teacher, Writer):
             self._check_writer()
-        elif self.spec is not None or self.filters is not None:
+        elif self.spec is not None or self.filters is not None or self.opinions:
             raise IncompatiblePlanError(
                 f"`spec` and `filters` are for teachers that answer questions, and a `{self.teacher.kind}` teacher "
                 "goes on with texts",
-                where="spec" if self.spec is not None else "filters",
+                where=next(name for name in ("spec", "filters", "opinions") if getattr(self, name)),
                 remedy="leave it out, or use `teacher: endpoint` or `program`",
             )
         if self.runtime == "llama_cpp":
@@ -191,6 +197,7 @@ class Generate(Stage, Sampling):
                 where="prompts",
                 remedy="give one of them",
             )
+        answered.check_opinions(self.spec, self.filters or (), self.opinions)
 
     def _answers(self, teacher: Writer, data: TaskData, job: Job, folder: Path) -> dict[str, Any]:
         """Ask a teacher that answers questions, keep what is worth it; return the facts."""
@@ -199,9 +206,8 @@ class Generate(Stage, Sampling):
         if self.spec is not None:
             spec = specs.read(existing(self.spec))
             context = Context((*tested, *_inputs(spec, tested)), job.seed)
-            kept = answered.examples_of(
-                spec, self.count or answered.SPEC_COUNT, teacher, filters, context, job.progress
-            )
+            wanted = answered.Wanted(spec, self.count or answered.SPEC_COUNT, self.opinions)
+            kept = answered.examples_of(wanted, teacher, filters, context, job.progress)
         else:
             assert self.prompts is not None
             context = Context(tested, job.seed)

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field
 from edgeforge.core.errors import DataError
 from edgeforge.core.kinds import OneOf
 from edgeforge.core.spec import Spec, digest_of
-from edgeforge.core.task import NO_LABEL, Batch, Input, Interface, Pixels, Samples, Split
+from edgeforge.core.task import NO_LABEL, Batch, Input, Interface, Pixels, Places, Samples, Split
 from edgeforge.data import DataSource, LabelledImages, _probe
 from edgeforge.data.sklearn_digits import SklearnDigits
 from edgeforge.tasks._classification import (
@@ -127,6 +127,11 @@ class ImageData:
 
     def size(self, split: Split) -> int:
         return len(self.rows[split])
+
+    def places(self, split: Split) -> Places:
+        """See Placed."""
+        rows, labels = self.rows[split], self.parts[split].labels
+        return Places(rows, labels[rows], len(labels))
 
     def for_model(self, folder: Path) -> Callable[[Batch], Batch]:
         """See TaskData. Every model of a task takes the same images."""

@@ -14,7 +14,7 @@ from pydantic import Field
 from edgeforge.core.errors import DataError, ModelError
 from edgeforge.core.kinds import OneOf
 from edgeforge.core.spec import digest_of
-from edgeforge.core.task import NO_LABEL, Batch, Input, Interface, Samples, Split, Tokens
+from edgeforge.core.task import NO_LABEL, Batch, Input, Interface, Places, Samples, Split, Tokens
 from edgeforge.data import DataSource, LabelledTexts, _probe
 from edgeforge.models import tokenizer
 from edgeforge.tasks._classification import (
@@ -216,6 +216,12 @@ class TextData:
             "labels": torch.from_numpy(self.texts.parts[part].labels[rows]),
             "rows": torch.tensor(indices, dtype=torch.int64),
         }
+
+    def places(self, split: Split) -> Places:
+        """See Placed."""
+        rows = self.texts.rows[split]
+        labels = self.texts.parts["train" if split == "validation" else split].labels
+        return Places(rows, labels[rows], len(labels))
 
     def for_model(self, folder: Path) -> Callable[[Batch], Batch]:
         """See TaskData. Ids are translated where one vocabulary was cut out of the other."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.utils import ModelOutput
 
-    from edgeforge.core.task import Batch, TaskData
+    from edgeforge.core.task import Batch, Task, TaskData
     from edgeforge.losses import Loss
     from edgeforge.models import Model
 
@@ -80,6 +80,9 @@ class Teacher(Spec):
                 where="teacher",
                 remedy="use `teacher: model` in this stage, or losses on logits such as `soft_targets`",
             )
+
+    def check_task(self, task: Task, where: str) -> None:
+        """Refuse, from the specs alone, a task about whose samples it has no answers. Raises IncompatiblePlanError."""
 
     def check_data(self, data: TaskData) -> None:
         """Refuse data that it cannot answer about, before any work. Raises IncompatiblePlanError, ModelError."""

@@ -32,6 +32,8 @@ AT_END: dict[Protocol, frozenset[str]] = {
     "anthropic": frozenset({"end_turn", "stop_sequence"}),
 }
 REFUSED: dict[Protocol, str] = {"openai": "content_filter", "anthropic": "refusal"}
+FILTERED = frozenset({"content_filter", "content_policy_violation"})
+"""Codes of a status 400 that refuses one prompt, as Azure and OpenAI have it: the others can still be answered."""
 SHOWN = 200
 """Characters of a server's own words in a message."""
 
@@ -114,6 +116,8 @@ class Client:
             what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".lstrip(": ")
             raise self._problem(f"what the server answers is no completion ({what})", NONSENSE) from None
         except self._library.APIError as error:
+            if getattr(error, "status_code", None) == 400 and getattr(error, "code", None) in FILTERED:
+                return self._answer("", REFUSED[self._endpoint.protocol], _Usage(), None)
             # Not `from error`: what a client's error holds may hold the key.
             raise self._problem(*self._explained(error)) from None
         # A server may say anything, its caller's key as well.

@@ -9,15 +9,29 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from edgeforge.core.errors import EnvironmentProblem
 from edgeforge.core.spec import canonical_json, digest_of
+
+if TYPE_CHECKING:
+    from typing import Self
+
+FLUSH_SECONDS = 30.0
+
+
+def in_user_data() -> Path:
+    """Where answers are kept that the user puts nowhere else: not in the store, which may be emptied."""
+    from platformdirs import user_data_path
+
+    return user_data_path("edgeforge", appauthor=False) / "answers"
 
 
 class Journal:
@@ -26,19 +40,23 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._answers: dict[str, Mapping[str, Any]] = dict(_lines(path)) if path.exists() else {}
+        self.answers: dict[str, Mapping[str, Any]] = dict(_lines(path)) if path.exists() else {}
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     def get(self, key: str) -> Mapping[str, Any] | None:
         """The answer under that key, or None."""
-        return self._answers.get(key)
+        return self.answers.get(key)
 
     def append(self, key: str, answer: Mapping[str, Any]) -> None:
         """Put an answer on the disk; from any thread. Raises EnvironmentProblem where the disk refuses."""
-        line = canonical_json({"key": key, **answer}).encode() + b"\n"
+        self.extend({key: answer})
+
+    def extend(self, answers: Mapping[str, Mapping[str, Any]]) -> None:
+        """The same for several answers by their keys, at the price of one."""
+        lines = b"".join(canonical_json({"key": key, **answer}).encode() + b"\n" for key, answer in answers.items())
         with self._lock:
-            self._write(line)
-            self._answers[key] = answer
+            self._write(lines)
+            self.answers.update(answers)
 
     def _write(self, line: bytes) -> None:
         before = os.fstat(self._file).st_size
@@ -64,7 +82,7 @@ def opened(folder: Path, teacher: Mapping[str, Any], waiting: Callable[[], None]
     `waiting` is called where another process has it: two runs that ask the same must not both pay.
     Raises EnvironmentProblem where the folder cannot be written, or the file was changed by something else.
     """
-    path = folder / f"{digest_of(teacher)[:16]}.jsonl"
+    path = _path(folder, teacher)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_suffix(".lock"))
@@ -88,6 +106,53 @@ def opened(folder: Path, teacher: Mapping[str, Any], waiting: Callable[[], None]
         raise EnvironmentProblem(
             f"answers cannot be kept here: {error.strerror}", where=str(path), remedy="set `journal` to another folder"
         ) from error
+
+
+class Backlog:
+    """Answers that cost time and no money: on the disk every `FLUSH_SECONDS`, and where the work breaks off.
+
+    What was done sooner and well leaves no file. Use it as a context; `put` and `get` are for one thread.
+    """
+
+    def __init__(self, folder: Path, teacher: Mapping[str, Any]) -> None:
+        self._folder, self._teacher, self._saved = folder, teacher, time.monotonic()
+        self._new: dict[str, Mapping[str, Any]] = {}
+        self._known: dict[str, Mapping[str, Any]] = {}
+        if _path(folder, teacher).exists():
+            with self._opened() as journal:
+                self._known = dict(journal.answers)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._flush()
+
+    def get(self, key: str) -> Mapping[str, Any] | None:
+        """The answer under that key, or None."""
+        return self._known.get(key)
+
+    def put(self, key: str, answer: Mapping[str, Any]) -> None:
+        """Remember an answer. Raises EnvironmentProblem where the disk refuses."""
+        self._known[key] = self._new[key] = answer
+        if time.monotonic() - self._saved >= FLUSH_SECONDS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._new:
+            with self._opened() as journal:
+                journal.extend(self._new)
+        self._new, self._saved = {}, time.monotonic()
+
+    def _opened(self) -> AbstractContextManager[Journal]:
+        return opened(self._folder, self._teacher, lambda: None)
+
+
+def _path(folder: Path, teacher: Mapping[str, Any]) -> Path:
+    return folder / f"{digest_of(teacher)[:16]}.jsonl"
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

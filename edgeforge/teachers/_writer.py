@@ -71,6 +71,10 @@ class Writer(Teacher):
         """Answers to `prompts`. Raises EnvironmentProblem, DataError; what was answered before is not lost."""
         raise NotImplementedError
 
+    def one_more_answer(self, spent: float) -> Writer:
+        """The same teacher with one answer to each prompt, who may cost what `spent` leaves of its money."""
+        return self
+
     # -- what a teacher of logits would do
 
     def sources(self) -> Mapping[str, str | Model | None]:

@@ -127,6 +127,10 @@ class Endpoint(Writer):
         require(self.protocol, "api")
         clients.key_of(self)
 
+    def one_more_answer(self, spent: float) -> Endpoint:
+        left = None if self.max_cost is None else self.max_cost - spent
+        return self.model_copy(update={"samples": 1, "max_cost": left})
+
     def ask(self, prompts: Sequence[Chat], progress: Progress) -> Asked:
         """Up to `samples` answers to each prompt; fewer where `max_cost` ends it, which `facts` say under `stopped`.
 
@@ -160,9 +164,7 @@ class Endpoint(Writer):
         """Where answers are kept."""
         if self.journal is not None:
             return Path(self.journal).expanduser().absolute()
-        from platformdirs import user_data_path
-
-        return user_data_path("edgeforge", appauthor=False) / "answers"
+        return journals.in_user_data()
 
     def _questions(self, prompts: Sequence[Chat]) -> list[Question]:
         """Every answer that is wanted. A prompt that comes again is asked for further samples."""

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from edgeforge.core.errors import DataError
+from edgeforge.core.spec import digest_of
 from edgeforge.core.user_code import UserCode
+from edgeforge.teachers._journal import Backlog, in_user_data
 from edgeforge.teachers._writer import Answer, Asked, Chat, Finish, Writer
 
 if TYPE_CHECKING:
@@ -25,6 +27,9 @@ class Program(Writer, UserCode):
     It is given what the user says last and returns the answer, or how it is found and the answer (a trace and what
     follows from it), or None where it has none. Arithmetic, parsers, solvers and simulators teach models this way,
     with as many right answers as wanted.
+
+    Where it raises, or the run is interrupted, what it answered is kept in the user's data folder, for as long as the
+    module stays as it is; so are the answers of a slow one every half minute.
     """
 
     kind: Literal["program"] = "program"
@@ -54,13 +59,19 @@ class Program(Writer, UserCode):
 
     def ask(self, prompts: Sequence[Chat], progress: Progress) -> Asked:
         """An answer to each prompt. Raises DataError where the function raises, or returns what is no answer."""
-        teach = self.load()
-        answers = []
-        for number, chat in enumerate(prompts):
-            text = self._text(teach(chat[-1].content), chat[-1].content)
-            finish: Finish = "finished" if text.strip() else "empty"
-            answers.append(Answer(number, 0, text, finish))
-            progress.update(number + 1, len(prompts))
+        teach, answers, seen = self.load(), [], Counter[str]()
+        with Backlog(in_user_data(), self.identity()) as kept:
+            for number, chat in enumerate(prompts):
+                asked = chat[-1].content
+                key = digest_of({"prompt": asked, "sample": seen[asked]})
+                seen[asked] += 1
+                known = kept.get(key)
+                text = self._text(teach(asked), asked) if known is None else str(known["text"])
+                if known is None:
+                    kept.put(key, {"text": text})
+                finish: Finish = "finished" if text.strip() else "empty"
+                answers.append(Answer(number, 0, text, finish))
+                progress.update(number + 1, len(prompts))
         facts = {"wanted": len(prompts), "answers": dict(Counter(answer.finish for answer in answers)), "stopped": None}
         return Asked(tuple(answers), frozenset({"finished"}), facts)
 

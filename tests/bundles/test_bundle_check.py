@@ -52,8 +52,9 @@ def test_a_bundle_is_sound_as_folder_and_as_zip(
         assert [check.passed for check in found] == [True] * checks, found
 
 
-def test_a_language_model_s_bundle_is_sound(prompt_run: Path, bundled: Bundled) -> None:
-    folder, _ = bundled(prompt_run, "android")
+@pytest.mark.parametrize("target", ["android", "ios"])
+def test_a_language_model_s_bundle_is_sound(prompt_run: Path, bundled: Bundled, target: str) -> None:
+    folder, _ = bundled(prompt_run, target)
     assert [check.passed for check in verify_bundle(folder)] == [True] * 4
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import yaml
 from tokenizers import Tokenizer
 
 from edgeforge.bundles import bundle_for
 from edgeforge.bundles._contract import Array, Contract, ImageInput, PromptInput, TextInput
+from edgeforge.bundles._lineage import licences, lineage
 from edgeforge.bundles._source import open_source
 from edgeforge.bundles._writing import write_bundle
 from edgeforge.core.errors import ConfigurationError, ModelError
@@ -42,7 +45,7 @@ def golden_array(folder: Path, contract: Contract, array: Array) -> np.ndarray:
 def test_android_holds_what_an_app_needs(image_run: Path, text_run: Path, bundled: Bundled) -> None:
     images, contract = bundled(image_run, "android")
     assert KOTLIN | {"ImageClassifier.kt", "Images.kt", "model.ort", "model.onnx", "golden.bin"} <= names(images)
-    assert {"build.gradle.kts", "AndroidManifest.xml", "required_operators_and_types.config"} <= names(images)
+    assert {"build.gradle", "AndroidManifest.xml", "required_operators_and_types.config"} <= names(images)
     assert contract.identifier == "digits_demo_phone"
     assert [model.format for model in contract.models] == ["ort", "onnx"]
     texts, _ = bundled(text_run, "android")
@@ -79,7 +82,34 @@ def test_a_language_model_goes_to_android_as_gguf_with_its_sha256(prompt_run: Pa
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
     source = next(folder.rglob("ModelFile.kt")).read_text(encoding="utf-8")
     assert f'SHA256 = "{digest}"' in source and f"BYTES = {model.stat().st_size}L" in source
-    assert "onnxruntime" not in (folder / "build.gradle.kts").read_text(encoding="utf-8")
+    assert "onnxruntime" not in (folder / "build.gradle").read_text(encoding="utf-8")
+
+
+def test_a_language_model_goes_to_iphones_as_gguf_too(prompt_run: Path, bundled: Bundled) -> None:
+    folder, contract = bundled(prompt_run, "ios")
+    model = folder / "model" / "model.gguf"
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    source = next(folder.rglob("ModelFile.swift")).read_text(encoding="utf-8")
+    assert f'sha256 = "{digest}"' in source and f"bytes = {model.stat().st_size}\n" in source
+    assert "context = 256" in source and "chatTemplate = true" in source
+    assert (contract.model.sha256, contract.deployment["ios"]) == (digest, "16.4")
+    assert {"model", "data", "llama.cpp"} <= {item.what for item in contract.licences}
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "import TalesPhone\n" in text and "edgeforge-benchmark" not in text and "SelfTest" not in text
+    assert names(folder) == {
+        "Package.swift", "ModelFile.swift", "model.gguf", "edgeforge.json", "README.md", "LICENCES.md", "SHA256SUMS"
+    }  # fmt: skip
+
+
+def test_the_gradle_module_fits_plugins_with_and_without_kotlin(image_run: Path, bundled: Bundled) -> None:
+    """Android's plugin refuses Kotlin's own from version 9 on, and `kotlinOptions` went with it."""
+    folder, _ = bundled(image_run, "android")
+    build = (folder / "build.gradle").read_text(encoding="utf-8")
+    always, _, rest = build.partition("if (extensions.findByName('kotlin') == null) {")
+    before_nine, _, after = rest.partition("\n}\n")
+    assert "id 'com.android.library'" in always and "org.jetbrains" not in always + after
+    assert "apply plugin: 'org.jetbrains.kotlin.android'" in before_nine and "JVM_17" in before_nine
+    assert "kotlinOptions" not in build and "implementation 'com.microsoft.onnxruntime:onnxruntime-android:" in after
 
 
 @pytest.mark.parametrize("target", ["android", "web"])
@@ -209,6 +239,50 @@ def test_licences_are_found_beside_models_and_unknown_otherwise(text_run: Path, 
     assert (folder / "licences" / "teacher_1-LICENSE.txt").read_text(encoding="utf-8") == "not for sale\n"
     listed = (folder / "LICENCES.md").read_text(encoding="utf-8")
     assert "| teacher_1 | cc-by-nc-4.0 | big-teacher |" in listed and "| data | unknown | train.jsonl |" in listed
+
+
+def changed(run: Path, folder: Path, stages: list[Any], sources: list[dict[str, Any]]) -> Any:
+    """A copy of a run with other stages, whose report knows where things come from."""
+    shutil.copytree(run, folder)
+    pipeline = yaml.safe_load((folder / "pipeline.yaml").read_text(encoding="utf-8"))
+    (folder / "pipeline.yaml").write_text(yaml.safe_dump({**pipeline, "stages": stages}), encoding="utf-8")
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    (folder / "report.json").write_text(json.dumps({**report, "lineage": {"sources": sources}}), encoding="utf-8")
+    return open_source(folder, "phone", bundle_for("web"))
+
+
+def test_every_teacher_has_a_licence_and_the_report_knows_what_the_hub_said(text_run: Path, tmp_path: Path) -> None:
+    big, small = ({"kind": "pretrained", "path": str(tmp_path / name)} for name in ("big", "small"))
+    for name, licence in (("big", "mit"), ("small", "apache-2.0")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"license": licence}), encoding="utf-8")
+    members = [{"kind": "model", "model": big}, {"kind": "cached", "model": small}, {"kind": "model", "stage": "train"}]
+    private = "/home/someone/secret"
+    api = {"kind": "endpoint", "model": "large-1", "journal": f"{private}/journal.jsonl"}
+    stages = [
+        {"kind": "distill", "teacher": {"kind": "ensemble", "members": members}},
+        {"kind": "prune", "recover": {"teacher": {"kind": "model", "model": big}}},
+        {"kind": "generate", "teacher": api, "spec": f"{private}/spec.yaml", "avoid": [f"{private}/a.jsonl"]},
+        {"kind": "generate", "teacher": {"kind": "program", "function": f"{private}/answers.py:answer"}},
+    ]
+    sources = [
+        {"what": "model", "kind": "pretrained", "place": "nobody/some-model", "licence": "cc0-1.0"},
+        {"what": "data", "kind": "jsonl", "place": "train.jsonl", "licence": "see LICENSE"},
+        {"what": "teacher", "kind": "program", "place": f"{private}/answers.py:answer"},
+    ]
+    source = changed(text_run, tmp_path / "run", stages, sources)
+    found = {item.what: (item.licence, item.source) for item in licences(source, tmp_path / "licences")}
+    served = "unknown: the terms of whoever serves it"
+    assert found == {
+        "model": ("cc0-1.0", "nobody/some-model"),
+        "teacher_1": ("mit", "big"),
+        "teacher_2": ("apache-2.0", "small"),
+        "teacher_3": (served, "large-1"),
+        "teacher_4": (served, "answers.py:answer"),
+        "data": ("unknown", "train.jsonl"),
+    }
+    said = json.dumps(lineage(source))
+    assert "secret" not in said and "spec.yaml" in said and "journal.jsonl" in said
 
 
 # -- what cannot be bundled

@@ -40,6 +40,14 @@ def test_every_source_parses(kind: str, image_run: Path, text_run: Path, bundled
     assert {path.name: mistakes(path.read_bytes()) for path in sources} == {path.name: [] for path in sources}
 
 
+def test_the_sources_of_a_language_model_parse(prompt_run: Path, bundled: Bundled) -> None:
+    folder, _ = bundled(prompt_run, "ios")
+    sources = sorted(folder.rglob("*.swift"))
+    assert [path.name for path in sources] == ["Package.swift", "ModelFile.swift"]
+    assert [mistakes(path.read_bytes()) for path in sources] == [[], []]
+    assert not [path for path in sources if "{%" in path.read_text(encoding="utf-8")]
+
+
 def test_the_parser_finds_a_mistake(text_run: Path, bundled: Bundled) -> None:
     folder, _ = bundled(text_run, "ios", "ios")
     source = next(folder.rglob("WordPiece.swift")).read_bytes()

@@ -155,6 +155,43 @@ def test_a_budget_that_waited_for_the_device_is_judged(run: Path, tmp_path: Path
     assert (waiting.value, waiting.passed) == (None, False) and size.passed
 
 
+@pytest.mark.parametrize("origin", ["emulated", "estimated"])
+def test_only_what_was_measured_judges_a_budget(run: Path, tmp_path: Path, origin: str) -> None:
+    merge(run, result(tmp_path, row("latency_ms", [1.0] * 5, origin=origin)))
+    waiting = shown(run).budgets[0]
+    assert (waiting.value, waiting.passed, waiting.reason) == (None, False, "could not be measured here")
+
+
+def test_an_estimate_stays_beside_what_was_measured(run: Path, tmp_path: Path) -> None:
+    """Its row, its basis, and the conditions that say what was refused."""
+    content = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    ios = content["artifacts"][1]
+    estimate = row("latency_ms", [], "QNN on the NPU", origin="estimated", median=9.0, p90=None)
+    ios["measurements"] = [estimate]
+    ios["conditions"] = [{"device": "iphone_15_pro", "estimates": [], "refused": ["no estimate: no rows"]}]
+    (run / "report.json").write_text(json.dumps(content), encoding="utf-8")
+    path = result(tmp_path, row("latency_ms", [2.1] * 5))
+    for _ in range(2):
+        merge(run, path)
+        found = shown(run).artifact("ios_int4")
+        assert found is not None
+        assert [item.origin for item in found.measurements] == ["estimated", "measured"]
+        assert [set(item.model_extra or {}) & {"refused", "merged"} for item in found.conditions] == [
+            {"refused"},
+            {"merged"},
+        ]
+    assert shown(run).budgets[0].value == 2.1
+
+
+def test_a_device_that_no_target_named_gets_its_title(run: Path, tmp_path: Path) -> None:
+    merge(run, result(tmp_path, row("latency_ms", SAMPLES)))
+    (phone,) = shown(run).devices
+    assert (phone.name, phone.title, phone.chip) == ("iphone_15_pro", "Apple iPhone 15 Pro", "Apple A17 Pro")
+    merge(run, result(tmp_path, row("latency_ms", SAMPLES, device="Mac15,3")))
+    assert [item.name for item in shown(run).devices] == ["iphone_15_pro", "Mac15,3"]
+    assert "Apple iPhone 15 Pro" in (run / "report.html").read_text(encoding="utf-8")
+
+
 def refused(run: Path, path: Path) -> str:
     before = (run / "report.json").read_bytes()
     with pytest.raises(ConfigurationError) as error:

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from edgeforge import cli
-from edgeforge.commands.sweep import Found, best, varied
+from edgeforge.commands.sweep import Found, best, plans, varied
 from edgeforge.core.errors import ConfigurationError
 
 SMALL = """\
@@ -60,6 +60,29 @@ def test_anything_else_is_refused_with_an_example(said: str) -> None:
     with pytest.raises(ConfigurationError, match="not of the form") as error:
         varied(said)
     assert "--vary stages.1" in str(error.value.remedy)
+
+
+def test_values_that_change_together() -> None:
+    weights = ("stages.1.losses.0.weight", "stages.1.losses.1.weight")
+    found = varied(f"{'+'.join(weights)}=[0.9, 0.1],[0.5, 0.5]")
+    assert found.settings() == [dict(zip(weights, pair, strict=True)) for pair in ([0.9, 0.1], [0.5, 0.5])]
+    assert varied("a=[1, 2],[3]").settings() == [{"a": [1, 2]}, {"a": [3]}]
+    Path("small.yaml").write_text(SMALL.replace("temperature: 2}", "temperature: 2}, hard_labels"), encoding="utf-8")
+    found_plans = plans(Path("small.yaml"), (), [varied(f"{TEMPERATURE}=1,4"), found])
+    losses = [plan.step("distill").stage.losses for _, plan in found_plans]  # type: ignore[attr-defined]
+    assert [(soft.temperature, soft.weight, hard.weight) for soft, hard in losses] == [
+        (1, 0.9, 0.1),
+        (1, 0.5, 0.5),
+        (4, 0.9, 0.1),
+        (4, 0.5, 0.5),
+    ]
+
+
+@pytest.mark.parametrize("said", ["a+b=1,2", "a+b=[1],[2]", "a+b=[1, 2],3"])
+def test_a_value_for_each_that_changes(said: str) -> None:
+    with pytest.raises(ConfigurationError, match="each of theirs is a list of 2") as error:
+        varied(said)
+    assert "--vary a+b=[1, 2]" in str(error.value.remedy)
 
 
 def test_validation_chooses_in_the_metrics_own_direction() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from edgeforge.core.errors import ConfigurationError, DataError
 from edgeforge.data._spec import DataSpec, Example, pass_rates, read
-from edgeforge.data._spec_prompts import prompts
+from edgeforge.data._spec_prompts import prompts, question
 from edgeforge.filters import Context
 from edgeforge.filters._examples import examples_in
 from edgeforge.filters.duplicates import Duplicates
@@ -222,3 +222,14 @@ def test_a_student_that_answers_with_a_plain_text() -> None:
     assert spec.answered(spec.examples[0], " cool\n") == Example(input="hot", output="cool")
     assert spec.judge(spec.answered(spec.examples[0], "very cold"))["output"] == "too long"
     assert pass_rates([]) == {}
+
+
+def test_an_input_is_asked_about_again_with_the_seed_examples_as_turns(shop: DataSpec) -> None:
+    said = question(shop, "Send me a lamp please.")
+    assert [message.role for message in said] == ["user", "assistant", "user", "assistant", "user"]
+    assert [message.content for message in said[1::2]] == ['{"team":"shipping"}', '{"team":"billing"}']
+    assert said[-1].content == "Send me a lamp please."
+    for part in (shop.task, shop.instruction, '"required": ["team"]', "billing, shipping", "The message says please."):
+        assert part in said[0].content
+    (alone,) = question(shop.model_copy(update={"shots": 0}), "Send me a lamp please.")
+    assert alone.content.endswith("\n\nSend me a lamp please.")

@@ -120,6 +120,8 @@ def test_a_negative_interval_or_unknown_field_is_no_fit() -> None:
     plain = fits.fits[0].model_dump()
     with pytest.raises(ValueError, match="error"):
         Fit.model_validate({**plain, "error": -0.1})
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        Fit.model_validate({**plain, "coefficients_ms": {**plain["coefficients_ms"], "gmacs": -1e-6}})
     with pytest.raises(ValueError, match="unknown key"):
         Fit.model_validate({**plain, "slope": 1})
     assert fitted.FAR > 1

@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -236,6 +237,22 @@ def test_agreement() -> None:
 def test_agreement_on_labels() -> None:
     samples = [Sample(str(n), label=label, group=n // 3) for n, label in enumerate("aabbcc")]
     assert list(left_out(Agreement(), samples)) == [2, 3]
+
+
+def test_agreement_where_every_sample_is_a_question_of_its_own() -> None:
+    """What made the question up is one voice among those of the answers to it, and only it can be kept."""
+    answers = {"a": ["12", "12.0", "13"], "b": ["7", "8", "8"], "c": ["1", "2"], "d": ["", "5", "5"], "e": ["6"]}
+    samples = [Sample(found[0], name) for name, found in answers.items()]
+
+    def again(asked: Sequence[Sample]) -> list[list[Sample]]:
+        return [[Sample(text) for text in answers[sample.prompt]] for sample in asked]
+
+    assert left_out(Agreement(), samples, again=again) == {
+        1: "another answer than most",
+        2: "the samples do not agree",
+        3: "no marked answer",
+        4: "the samples do not agree",
+    }
 
 
 def test_wrong_answers_are_rejected_and_several_right_ones_kept() -> None:

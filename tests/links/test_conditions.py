@@ -79,6 +79,13 @@ def test_a_device_that_was_lost_has_only_the_state_before() -> None:
     assert found["seconds"] is None and "load_average_after" not in found and found["busy"] is None
 
 
+def test_of_several_sensors_of_one_name_the_hottest_counts() -> None:
+    """As a PC says it: a chipset's zone, and the sensors of AMD's processors behind hwmon."""
+    state = _conditions.parse("zone 90000 nvme\nzone 61250 k10temp\nzone 48000 k10temp\n")
+    assert state.temperatures == {"nvme": 90.0, "k10temp": 61.2}
+    assert _conditions.heat(state, None) == {"temperature_zone": "k10temp", "temperature_c_before": 61.2}
+
+
 @pytest.mark.skipif(os.name != "posix", reason="asks a POSIX shell")
 def test_any_shell_answers() -> None:
     done = subprocess.run(["sh", "-c", _conditions.COMMAND], capture_output=True, text=True, check=True)

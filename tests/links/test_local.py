@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from edgeforge.core.errors import EnvironmentProblem
-from edgeforge.links import Subject, link_of, local
+from edgeforge.links import Subject, _conditions, link_of, local
 from edgeforge.links._answers import Answers
 from edgeforge.runtimes import _cuda
 
@@ -151,6 +151,15 @@ def test_watching_names_busy_programs_and_not_this_one() -> None:
     assert any(program.startswith("python") for program in shares), shares
     assert set(conditions) >= {"load_average_before", "load_average_after", "cpu_mhz_before", "seconds"}
     assert str(os.getpid()) not in json.dumps(conditions), f"{name}: programs are given by name only"
+
+
+def test_the_processor_is_as_hot_as_it_says(monkeypatch) -> None:
+    states = iter([{"acpitz": 70.0, "x86_pkg_temp": 45.0}, {"acpitz": 71.0, "x86_pkg_temp": 63.0}])
+    monkeypatch.setattr(_conditions, "here", lambda: _conditions.State(at_s=0, words={}, temperatures=next(states)))
+    with local.watching() as conditions:
+        pass
+    assert conditions["temperature_zone"] == "x86_pkg_temp"
+    assert (conditions["temperature_c_before"], conditions["temperature_c_after"]) == (45.0, 63.0)
 
 
 def test_what_it_answers_is_what_the_runtime_answers(tmp_path, dense, silent) -> None:

@@ -332,6 +332,28 @@ def make_int8(folder: Path) -> Path:
     return folder
 
 
+def make_int4(folder: Path) -> tuple[Path, np.ndarray]:
+    """The same with weights of 4 bits in blocks of 32, and those weights as numbers, (256, 128)."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    rng = np.random.default_rng(0)
+    packed = rng.integers(0, 256, (WIDTH, DEPTH // 32, 16), dtype=np.uint8)
+    scales = rng.uniform(0.005, 0.02, (WIDTH, DEPTH // 32)).astype(np.float32)
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", ROWS, size])
+        for name, size in (("x", DEPTH), ("logits", WIDTH))
+    ]
+    sizes = {"K": DEPTH, "N": WIDTH, "bits": 4, "block_size": 32, "accuracy_level": 4}
+    node = helper.make_node("MatMulNBits", ["x", "packed", "scales"], ["logits"], domain="com.microsoft", **sizes)
+    tensors = [numpy_helper.from_array(packed, "packed"), numpy_helper.from_array(scales.reshape(-1), "scales")]
+    graph = helper.make_graph([node], "int4", ends[:1], ends[1:], tensors)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    folder.mkdir()
+    save(helper.make_model(graph, opset_imports=opsets, ir_version=8), folder / "model.onnx")
+    integers = np.stack([packed & 15, packed >> 4], axis=-1).reshape(WIDTH, DEPTH // 32, 32).astype(np.float32) - 8
+    return folder, (integers * scales[..., None]).reshape(WIDTH, DEPTH).T
+
+
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory, needs: Callable[[str, str], str]) -> Iterator[Path]:
     """All that the link needs; the runner is fetched unless this user has it already."""
@@ -390,6 +412,27 @@ def test_int8_products_on_two_processors(tmp_path, runner, temporary, workload, 
     assert found["i8mm"]["instructions_dot_product"] == 0
     assert list(home.iterdir()) == []
     assert list(temporary.glob("edgeforge-*")) == []
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("cpu", ["cortex-a76", "i8mm"])
+def test_int4_products_are_those_of_the_weights(tmp_path, runner, temporary, workload, cpu) -> None:
+    """In integers on that processor too, whose activations are rounded to 8 bits; counts repeat to the instruction."""
+    folder, weights = make_int4(tmp_path / "model")
+    work = workload(tmp_path, {"model": folder}, starts={"model": 2})
+    x = np.random.default_rng(1).uniform(-1, 1, (4, ROWS, DEPTH)).astype(np.float32)
+    np.savez(work.inputs, x=x)
+    link, subject = link_of("qemu", {"cpu": cpu}), Subject(runtime="onnxruntime", folder=folder)
+    answers = link.outputs(subject, work.inputs, Said())
+    exact = x @ weights
+    assert np.abs(answers - exact).max() <= 0.01 * np.ptp(exact)
+    here = link_of("local").outputs(subject, work.inputs, Said())
+    assert np.abs(answers - here).max() <= 0.01 * np.ptp(exact)
+    found, again = link.measure(work, Said()).counts["model"]
+    assert again == found
+    products = ROWS * WIDTH * DEPTH
+    known = 16 * found["instructions_dot_product"] + 32 * found["instructions_int8_matrix"]
+    assert products <= known < 1.5 * products
 
 
 @pytest.mark.real

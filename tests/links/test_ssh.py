@@ -228,6 +228,48 @@ def test_a_runtime_too_old_for_the_file(board, workload, dense, tmp_path) -> Non
     assert board.left_behind() == []
 
 
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        ("Unsupported model IR version: 13, max supported IR version: 10", "too old for this file"),
+        ("ONNX Runtime only guarantees support for models stamped with opset version 1 to 21", "too old for this file"),
+        ("NOT_IMPLEMENTED : Could not find an implementation for MatMulNBits(1) node", "too old for this file"),
+        ("Fatal error: com.microsoft:MatMulNBits(-1) is not a registered function/op", "too old for this file"),
+        ("std::bad_alloc", "memory ran out"),
+        ("Failed to allocate memory for requested buffer of size 8589934592", "memory ran out"),
+        ("out of memory", "memory ran out"),
+        ("Protobuf parsing failed.", None),
+    ],
+)
+def test_what_to_do_where_onnx_runtime_refuses(said: str, remedy: str | None) -> None:
+    found = _remote._remedy(said)
+    assert (found is None) if remedy is None else (remedy in str(found))
+
+
+def test_a_processor_without_a_native_runner(monkeypatch) -> None:
+    monkeypatch.setattr(_remote, "run", lambda shell, command, doing: {"uname -m": "Welcome!\narmv7l\n"}[command])
+    link = link_of("ssh", {"host": "old-board", "runner": "native"})
+    with pytest.raises(DeviceProblem, match=r"does not exist for its processor .armv7l.") as found:
+        link.outputs(Subject(runtime="onnxruntime", folder=Path("model")), Path("inputs.npz"), Said())
+    assert "aarch64" in str(found.value)
+
+
+def test_a_greeting_of_the_users_shell_is_no_answer(monkeypatch, tmp_path) -> None:
+    """Start-up files print on every connection."""
+    said: list[str] = []
+
+    def run(shell: Any, command: str, doing: str, *, timeout_s: float = 60) -> str:
+        said.append(command)
+        return f"Welcome to my board!\n{'/tmp/edgeforge-1234' if 'mktemp' in command else 'True'}\n"
+
+    monkeypatch.setattr(_remote, "run", run)
+    link = link_of("ssh", {"host": "board"})
+    link._check_python(link._shell())
+    with _remote._folder_on(link._shell(), Said()) as folder:
+        assert folder == "/tmp/edgeforge-1234"
+    assert said[-1] == "rm -rf /tmp/edgeforge-1234"
+
+
 def test_a_full_disk(board, two) -> None:
     small = board.folder / "tmp"
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(small)], capture_output=True)

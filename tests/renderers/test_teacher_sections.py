@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeforge.comparison import compare, groups
+from edgeforge.comparison import compare, groups, unasked
 from edgeforge.core.report import Report
 from edgeforge.renderers import _teacher
 from edgeforge.renderers.html import Html
@@ -197,6 +197,14 @@ def test_a_language_model_has_agreement_and_no_empty_tables(taught: dict[str, An
     assert not re.search("per class, against|per slice, against|look alike|The probe|answers cost", page)
     assert "Calibration error" not in page
     assert "| baseline | 87.00 % [85.0, 89.0] % of tokens |\n" in re.sub(" +", " ", markdown(taught))
+
+
+def test_a_teacher_that_only_wrote_is_not_passed_over_in_silence(report_data: dict[str, Any]) -> None:
+    report_data["artifacts"][1]["against_teacher"] = unasked(["lessons"], wrote=True).model_dump(mode="json")
+    for text in (html(report_data), markdown(report_data)):
+        assert "What the student lost" in text
+        assert "its teacher wrote what it learned from and gives no logits" in text
+        assert not re.search("Against the torch model|None|Calibration error", text.partition("student lost")[2][:600])
 
 
 def test_money_has_columns_only_where_somebody_was_paid(taught: dict[str, Any]) -> None:

@@ -32,6 +32,17 @@ def teach(prompt):
     output = str(count + 1) if count % 2 else count + 1
     return json.dumps({"input": f"{count} and 1", "output": output})
 """
+ERRS = """
+import json, re
+
+def teach(prompt):
+    made_up = re.search(r"example number (\\d+)", prompt)
+    if made_up is None:
+        first, _, second = prompt.splitlines()[-1].split()
+        return str(int(first) + int(second))
+    number = int(made_up[1])
+    return json.dumps({"input": f"{number} and 1", "output": str(number + 1 + (number % 3 == 0))})
+"""
 SPEC = """
 task: Make up sums of two whole numbers.
 input: {type: string}
@@ -97,6 +108,33 @@ def test_examples_of_a_spec_are_made_up_and_judged(tales: Tales, tmp_path: Path)
     assert all([turn["role"] for turn in one["messages"]] == ["user", "assistant"] for one in found)
     assert facts["yields"][0]["filter"] == "spec"
     assert facts["pass_rates"]["output"]["rate"] < 1  # one answer in two is a number, where a text is asked for
+
+
+def test_an_example_is_left_out_where_its_teacher_answers_otherwise_when_asked_again(
+    tales: Tales, tmp_path: Path
+) -> None:
+    (tmp_path / "errs.py").write_text(ERRS, encoding="utf-8")
+    (tmp_path / "spec.yaml").write_text(SPEC, encoding="utf-8")
+    teacher = {"kind": "program", "function": f"{tmp_path / 'errs.py'}:teach"}
+    fields = {"spec": str(tmp_path / "spec.yaml"), "count": 7, "opinions": 2, "filters": ["duplicates", "agreement"]}
+    found, facts = written(tales, tmp_path / "out", teacher=teacher, **fields)
+    assert [one["messages"][0]["content"] for one in found] == [f"{n} and 1" for n in (1, 2, 4, 5, 7)]
+    assert facts["yields"][-1]["reasons"] == {"another answer than most": 2}
+    assert (facts["asked"]["wanted"], facts["asked"]["opinions"]) == (7 + 14, 14)
+    assert facts["asked"]["answers"] == {"finished": 21}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"spec": "s.yaml", "filters": ["agreement"]}, r"each example of a `spec` is another(.|\n)*opinions: 3"),
+        ({"spec": "s.yaml", "opinions": 3}, r"which `agreement` compares"),
+        ({"prompts": "p.jsonl", "filters": ["agreement"], "opinions": 3}, r"raise the teacher's `samples`"),
+    ],
+)
+def test_agreement_on_nothing_is_refused(program: dict[str, str], fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(IncompatiblePlanError, match=said):
+        Generate.model_validate({"kind": "generate", "teacher": program, **fields}).check()
 
 
 def test_a_tested_question_is_left_out_however_short_it_is(tales: Tales, tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(reply, int):
             # A server may well repeat the key it was sent.
             self._send(reply, json.dumps({"error": {"message": f"no {reply} for {self._key()}"}}).encode())
+        elif isinstance(reply, tuple):
+            self._send(reply[0], json.dumps(reply[1]).encode())
         elif isinstance(reply, bytes):
             self._send(200, reply)
         else:
@@ -295,6 +297,17 @@ def test_how_an_answer_ended_is_marked(
         kept = teacher(server, tmp_path, protocol=protocol, keep=["cut_off"]).ask(chats("abc"), Notes())
         assert len(kept.usable) == 1
     assert server.asked["abc"] == 1
+
+
+@pytest.mark.parametrize("code", ["content_filter", "content_policy_violation"])
+def test_a_prompt_that_a_filter_refuses_does_not_stop_the_others(server: Server, tmp_path: Path, code: str) -> None:
+    server.script["bad"] = [(400, {"error": {"message": "filtered", "code": code, "type": None, "param": "prompt"}})]
+    one = teacher(server, tmp_path, concurrency=1)
+    asked = one.ask(chats("abc", "bad", "def"), Notes())
+    assert [answer.finish for answer in asked.answers] == ["finished", "refused", "finished"]
+    assert asked.facts["answers_without_usage"] == 1
+    assert texts(one.ask(chats("abc", "bad", "def"), Notes())) == ["cba", "fed"]
+    assert server.asked["bad"] == 1, "it is not asked for again"
 
 
 # -- faults
@@ -527,6 +540,18 @@ def test_the_cap_is_never_exceeded_and_what_there_is_can_be_used(server: Server,
     more = teacher(server, tmp_path, prices=PRICES, max_cost=10_000, max_tokens=20)
     assert more.ask(prompts, Notes()).facts["stopped"] is None
     assert set(server.asked.values()) == {1}
+
+
+def test_further_answers_cost_what_the_first_ones_left(server: Server, tmp_path: Path) -> None:
+    one = teacher(server, tmp_path, prices=PRICES, max_cost=WORST + REAL, max_tokens=20, samples=2, concurrency=1)
+    spent = one.ask(chats("000"), Notes()).facts["cost"]
+    assert spent == 2 * REAL
+    rest = one.one_more_answer(spent)
+    notes = Notes()
+    assert rest.ask(chats("001"), notes).answers == ()
+    assert "max_cost" in notes.warnings[0]
+    assert server.asked == {"000": 2}
+    assert len(one.one_more_answer(0.0).ask(chats("001"), Notes()).answers) == 1
 
 
 def test_an_answer_without_its_tokens_counts_as_the_dearest(server: Server, tmp_path: Path) -> None:

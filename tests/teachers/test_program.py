@@ -26,6 +26,13 @@ def plain(prompt):
 def wrong(prompt):
     return 42
 
+def told(prompt):
+    with open(__file__ + ".asked", "a") as asked:
+        asked.write(prompt + "\\n")
+    if prompt == "bad":
+        open(__file__ + ".ok")
+    return prompt.upper()
+
 def leaves(prompt):
     raise SystemExit(3)
 
@@ -45,7 +52,8 @@ class Silent:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("edgeforge.teachers.program.in_user_data", lambda: tmp_path / "data")
     (tmp_path / "addition.py").write_text(ADDITION, encoding="utf-8")
     return tmp_path
 
@@ -77,13 +85,38 @@ def test_none_is_no_answer(folder: Path) -> None:
     ("name", "prompt", "match"),
     [
         ("teach", "12", r"addition\.py:4: teach\('12'\) raised ValueError: not enough values"),
-        ("leaves", "x", r"addition\.py:14: leaves\('x'\) raised SystemExit: 3"),
+        ("leaves", "x", r"addition\.py:21: leaves\('x'\) raised SystemExit: 3"),
         ("wrong", "x", r"returned '?42'? for 'x'"),
     ],
 )
 def test_what_the_function_does_wrong(folder: Path, name: str, prompt: str, match: str) -> None:
     with pytest.raises(DataError, match=match):
         program(folder, name).ask(chats(prompt), Silent())
+
+
+def test_what_was_answered_before_it_raised_is_kept(folder: Path) -> None:
+    one, asked = program(folder, "told"), folder / "addition.py.asked"
+    with pytest.raises(DataError, match=r"told\('bad'\) raised FileNotFoundError"):
+        one.ask(chats("a", "b", "a", "bad", "c"), Silent())
+    (folder / "addition.py.ok").touch()
+    found = one.ask(chats("a", "b", "a", "bad", "c"), Silent())
+    assert [answer.text for answer in found.answers] == ["A", "B", "A", "BAD", "C"]
+    assert asked.read_text(encoding="utf-8").split() == ["a", "b", "a", "bad", "bad", "c"]
+    with (folder / "addition.py").open("a", encoding="utf-8") as module:
+        module.write("# repaired\n")
+    one.ask(chats("a"), Silent())
+    assert asked.read_text(encoding="utf-8").split()[6:] == ["a"], "another module's answers are its own"
+
+
+def test_the_answers_of_a_slow_function_are_on_the_disk_while_it_works(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(folder, "plain").ask(chats("a", "b"), Silent())
+    assert list(folder.glob("data/**/*.jsonl")) == [], "quick ones leave no file"
+    monkeypatch.setattr("edgeforge.teachers._journal.FLUSH_SECONDS", 0.0)
+    program(folder, "plain").ask(chats("a", "b"), Silent())
+    (journal,) = folder.glob("data/**/*.jsonl")
+    assert len(journal.read_bytes().splitlines()) == 3
 
 
 @pytest.mark.parametrize(

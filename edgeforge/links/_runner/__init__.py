@@ -11,6 +11,7 @@ import hashlib
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +77,26 @@ def built(machine: Machine) -> dict[str, Path]:
 
     Raises DeviceProblem where ONNX Runtime or the compiler is missing.
     """
+    onnxruntime, compiler = _parts(machine)
+    files = {f"lib/{name}": _library(compiler, name, machine) for name in (*LIBRARIES, machine.loader)}
+    return {**files, f"lib/{ONNXRUNTIME}": onnxruntime, "efrun": _program(compiler, machine)}
+
+
+def missing(machines: Iterable[Machine]) -> DeviceProblem | None:
+    """What must be fetched or installed first, where no runner can be built for any of them."""
+    first = None
+    for machine in machines:
+        try:
+            _parts(machine)
+        except DeviceProblem as problem:
+            first = first or problem
+        else:
+            return None
+    return first
+
+
+def _parts(machine: Machine) -> tuple[Path, str]:
+    """ONNX Runtime, and a compiler. Raises DeviceProblem where one is missing."""
     onnxruntime = folder() / library(machine.name)
     if not onnxruntime.is_file():
         raise DeviceProblem(
@@ -90,8 +111,7 @@ def built(machine: Machine) -> dict[str, Path]:
             where="the runner of the links adb and ssh",
             remedy=machine.install,
         )
-    files = {f"lib/{name}": _library(compiler, name, machine) for name in (*LIBRARIES, machine.loader)}
-    return {**files, f"lib/{ONNXRUNTIME}": onnxruntime, "efrun": _program(compiler, machine)}
+    return onnxruntime, compiler
 
 
 def command(machine: Machine) -> str:
