@@ -51,7 +51,7 @@ def from_teacher(seed: int) -> dict[str, Stages]:
         "labels": [distill(LABELS)],
         "soft_targets": [distill(TAUGHT)],
         "hidden_states": [distill([SOFT, HARD, {"kind": "hidden_states", "weight": 1.0}])],
-        "attention_transfer": [distill([SOFT, HARD, {"kind": "attention_transfer", "weight": 1000}])],
+        "attention_transfer": [distill([SOFT, HARD, {"kind": "attention_transfer", "weight": 1.0}])],
         "decoupled": [distill([{"kind": "decoupled", "temperature": 4, "beta": 8}, {"kind": "hard_labels"}])],
         "dist": [distill([{"kind": "dist"}, {"kind": "hard_labels"}])],
         "contrastive": [distill([SOFT, HARD, {"kind": "contrastive", "weight": 0.8}])],

@@ -41,7 +41,7 @@ SHAPE = {
     "intermediate_size": 384,
     "rope_theta": 10000.0,
 }
-WINDOW, PASSES = 256, 5
+WINDOW, PASSES = 256, 4
 BATCHES = {"traces": 4, "answers": 1, LONG: 4}
 """Windows of a step. An answer alone takes about a quarter of the tokens of one with a trace, so a step of `answers`
 holds as many examples as one of `traces`."""
@@ -56,7 +56,7 @@ RECIPE = {
 ANSWER = "Answer:"
 CHECKER = {"kind": "numeric", "answer": {}}
 MOST_TOKENS = 160
-"""A product of three by two digits takes about 130."""
+"""A product of three by two digits takes about 150."""
 CHAT = (
     "{% for message in messages %}{% if message['role'] == 'user' %}{{ message['content'] }}{% else %}"
     "{{ '<|assistant|>' + message['content'] + '<|im_end|>' }}{% endif %}{% endfor %}"
