@@ -35,7 +35,7 @@ def _as_wide(first: str, second: str) -> tuple[str, str]:
 
 def _named(number: str, begin: int) -> list[str]:
     """``58`` -> ``i5``, ``j8`` where names begin with the ninth letter."""
-    return [f"{name}{digit}" for name, digit in zip(ascii_lowercase[begin:], number)]  # noqa: B905: fewer digits
+    return [f"{name}{digit}" for name, digit in zip(ascii_lowercase[begin:], number, strict=False)]
 
 
 def _added(first: list[str], second: list[str]) -> tuple[list[str], str]:

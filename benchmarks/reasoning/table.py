@@ -129,8 +129,8 @@ def main() -> None:
         "```",
         "",
         "Steps from the last digit on, with the carry written down, are those of Nye et al. (2021, arXiv:2112.00114) "
-        "and Lee et al. (2023, arXiv:2307.03381); that each digit is given a name first is the index hint of Zhou et al. "
-        "(2023, arXiv:2310.16028).",
+        "and Lee et al. (2023, arXiv:2307.03381); that each digit is given a name first is the index hint of Zhou et "
+        "al. (2023, arXiv:2310.16028).",
         "",
         "## Accuracy by number of digits, %",
         "",
