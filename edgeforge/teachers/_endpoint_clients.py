@@ -48,6 +48,8 @@ class _Usage(BaseModel):
 class _Message(BaseModel):
     content: str | None = None
     refusal: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 class _Choice(BaseModel):
@@ -107,7 +109,10 @@ class Client:
         self._library = require(endpoint.protocol, "api")
 
     def ask(self, chat: Chat) -> dict[str, Any]:
-        """`text`, `finish`, `input_tokens`, `output_tokens` and `served_by`. Raises EnvironmentProblem."""
+        """`text`, `finish`, `input_tokens`, `output_tokens` and `served_by`, and `reasoning` where the server gives any.
+
+        Raises EnvironmentProblem.
+        """
         try:
             body = self._post(chat).http_response.content
             answer = self._read(body)
@@ -121,17 +126,14 @@ class Client:
             # Not `from error`: what a client's error holds may hold the key.
             raise self._problem(*self._explained(error)) from None
         # A server may say anything, its caller's key as well.
-        return {**answer, "text": answer["text"].replace(self._key, "***") if self._has_key else answer["text"]}
+        said = {name: answer[name] for name in ("text", "reasoning") if name in answer}
+        return {**answer, **{name: self._without_key(text) for name, text in said.items()}}
 
     def _post(self, chat: Chat) -> Any:
         raise NotImplementedError
 
     def _read(self, body: bytes) -> dict[str, Any]:
         raise NotImplementedError
-
-    @property
-    def _has_key(self) -> bool:
-        return self._key != NO_KEY
 
     def _options(self) -> dict[str, Any]:
         one = self._endpoint
@@ -162,9 +164,10 @@ class Client:
     # -- failures
 
     def _problem(self, what: str, remedy: str) -> EnvironmentProblem:
-        if self._has_key:
-            what = what.replace(self._key, "***")
-        return EnvironmentProblem(what, where=self._endpoint.address, remedy=remedy)
+        return EnvironmentProblem(self._without_key(what), where=self._endpoint.address, remedy=remedy)
+
+    def _without_key(self, text: str) -> str:
+        return text if self._key == NO_KEY else text.replace(self._key, "***")
 
     def _explained(self, error: Any) -> tuple[str, str]:
         """What and what to do, for an error of the client."""
@@ -216,7 +219,10 @@ class _OpenAI(Client):
             raise self._problem("the server answers with no choice at all", NONSENSE)
         choice, usage = completion.choices[0], completion.usage or _Usage()
         reason = REFUSED["openai"] if choice.message.refusal else choice.finish_reason
-        return self._answer(choice.message.content or "", reason, usage, completion.model)
+        answer = self._answer(choice.message.content or "", reason, usage, completion.model)
+        # Servers differ in the name: DeepSeek, vLLM and llama.cpp have the first, newer vLLM and Ollama the second.
+        reasoning = choice.message.reasoning_content or choice.message.reasoning
+        return {**answer, "reasoning": reasoning} if reasoning else answer
 
 
 class _Anthropic(Client):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.parse import urlsplit
@@ -61,6 +61,11 @@ class Endpoint(Writer):
     keep: tuple[Literal["cut_off", "refused"], ...] = Field(
         default=(), description="Which answers to use beside those that came to their end."
     )
+    reasoning: Literal["leave_out", "before_answer"] = Field(
+        default="leave_out",
+        description="What a reasoning model's server gives beside the answer (`reasoning_content`): `before_answer` "
+        "puts it before the text, between `<think>` and `</think>`.",
+    )
     concurrency: int = Field(default=8, ge=1, le=256, description="Requests side by side.")
     prices: Prices | None = Field(default=None, description="What tokens cost; absent: costs are not counted.")
     max_cost: float | None = Field(default=None, gt=0, description="Stop before this is exceeded; needs `prices`.")
@@ -102,6 +107,11 @@ class Endpoint(Writer):
             raise ValueError("`max_cost` needs `prices`: {input: ..., output: ...} for a million tokens")
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("several samples at temperature 0 are the same; set `samples: 1` or a temperature")
+        if self.reasoning == "before_answer" and self.protocol == "anthropic":
+            raise ValueError(
+                "`reasoning: before_answer` is for OpenAI's protocol; ask for the steps in the prompts, and they are in "
+                "the text"
+            )
         return self
 
     @property
@@ -120,7 +130,7 @@ class Endpoint(Writer):
         }
 
     def identity(self) -> dict[str, Any]:
-        limits = self.model_dump(mode="json", include={"samples", "keep", "prices", "max_cost"})
+        limits = self.model_dump(mode="json", include={"samples", "keep", "reasoning", "prices", "max_cost"})
         return {"kind": self.kind, **self.settings(), **limits}
 
     def check_ready(self) -> None:
@@ -144,7 +154,7 @@ class Endpoint(Writer):
             before = sum(journal.get(key) is not None for key in {question.key for question in questions})
             asking = Asking(lambda: clients.connect(self), journal, account, progress)
             complete = asking.run(questions, self.concurrency)
-            answers = _answers(questions, journal)
+            answers = tuple(self._answers(questions, journal))
             served_by = {str((journal.get(question.key) or {}).get("served_by")) for question in questions}
         stopped = None if complete else f"another answer might have exceeded the `max_cost` of {self.max_cost:g}"
         if stopped:
@@ -179,15 +189,15 @@ class Endpoint(Writer):
                 seen[asked] += 1
         return questions
 
-
-def _answers(questions: Sequence[Question], journal: Journal) -> tuple[Answer, ...]:
-    found = []
-    for question in questions:
-        kept = journal.get(question.key)
-        if kept is not None:
+    def _answers(self, questions: Sequence[Question], journal: Journal) -> Iterator[Answer]:
+        for question in questions:
+            kept = journal.get(question.key)
+            if kept is None:
+                continue
             said = {name: kept[name] for name in ("text", "finish", "input_tokens", "output_tokens")}
-            found.append(Answer(question.prompt, question.sample, **said))
-    return tuple(found)
+            if self.reasoning == "before_answer" and kept.get("reasoning"):
+                said["text"] = f"<think>\n{kept['reasoning'].strip()}\n</think>\n\n{said['text']}"
+            yield Answer(question.prompt, question.sample, **said)
 
 
 def _secret(message: str) -> PydanticCustomError:

@@ -108,6 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _completion(prompt: str, changes: dict[str, Any]) -> dict[str, Any]:
     message = {"role": "assistant", "content": changes.get("text", prompt[::-1]), "refusal": changes.get("refusal")}
+    message |= changes.get("beside", {})
     usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
     return {
         "id": "1",
@@ -263,6 +264,30 @@ def test_at_temperature_0_a_repeated_prompt_is_paid_for_once(server: Server, tmp
     one = teacher(server, tmp_path, temperature=0)
     assert texts(one.ask(chats("abc", "abc"), Notes())) == ["cba", "cba"]
     assert server.asked == {"abc": 1}
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_reasoning_beside_the_answer_is_paid_for_once_and_used_as_wished(
+    server: Server, tmp_path: Path, name: str
+) -> None:
+    server.script["abc"] = [{"beside": {name: f"turn it round, {KEY}\n"}}]
+    assert texts(teacher(server, tmp_path).ask(chats("abc", "def"), Notes())) == ["cba", "fed"]
+    asked = teacher(server, tmp_path, reasoning="before_answer").ask(chats("abc", "def"), Notes())
+    assert texts(asked) == ["<think>\nturn it round, ***\n</think>\n\ncba", "fed"]
+    assert server.asked == {"abc": 1, "def": 1}
+    assert KEY not in "".join(path.read_text() for path in (tmp_path / "answers").iterdir())
+
+
+def test_reasoning_without_an_answer_is_none(server: Server, tmp_path: Path) -> None:
+    server.script["abc"] = [{"text": None, "reason": "length", "beside": {"reasoning_content": "round and round"}}]
+    asked = teacher(server, tmp_path, reasoning="before_answer").ask(chats("abc"), Notes())
+    assert not asked.usable
+    assert [answer.finish for answer in asked.answers] == ["cut_off"]
+
+
+def test_anthropics_reasoning_is_not_promised(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="ask for the steps in the prompts"):
+        teacher(server, tmp_path, protocol="anthropic", reasoning="before_answer")
 
 
 def test_no_more_requests_at_once_than_allowed(server: Server, tmp_path: Path) -> None:
