@@ -109,7 +109,7 @@ class Client:
         self._library = require(endpoint.protocol, "api")
 
     def ask(self, chat: Chat) -> dict[str, Any]:
-        """`text`, `finish`, `input_tokens`, `output_tokens` and `served_by`, and `reasoning` where the server gives any.
+        """`text`, `finish`, `input_tokens`, `output_tokens` and `served_by`; `reasoning` where there is any.
 
         Raises EnvironmentProblem.
         """
