@@ -109,8 +109,7 @@ class Endpoint(Writer):
             raise ValueError("several samples at temperature 0 are the same; set `samples: 1` or a temperature")
         if self.reasoning == "before_answer" and self.protocol == "anthropic":
             raise ValueError(
-                "`reasoning: before_answer` is for OpenAI's protocol; ask for the steps in the prompts, and the text has "
-                "them"
+                "`reasoning: before_answer` is for OpenAI's protocol; ask for the steps in the prompts instead"
             )
         return self
 

@@ -286,7 +286,7 @@ def test_reasoning_without_an_answer_is_none(server: Server, tmp_path: Path) -> 
 
 
 def test_anthropics_reasoning_is_not_promised(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="ask for the steps in the prompts"):
+    with pytest.raises(ValidationError, match="ask for the steps"):
         teacher(server, tmp_path, protocol="anthropic", reasoning="before_answer")
 
 
