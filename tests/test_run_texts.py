@@ -121,8 +121,9 @@ def test_a_teacher_that_reads_otherwise(mails: Mails, tmp_path: Path) -> None:
         {"kind": "train", "steps": 1},
         {"kind": "finetune", "steps": 1, "teacher": teacher, "losses": ["soft_targets"]},
     ]
-    with pytest.raises(ModelError, match=r"different tokenizers(.|\n)*by sequence"):
-        run(pipeline(mails, stages=stages, targets=[]), tmp_path)
+    with pytest.raises(IncompatiblePlanError, match=r"different tokenizers(.|\n)*by sequence") as error:
+        build(parse(yaml.safe_dump(pipeline(mails, stages=stages, targets=[])).encode(), "texts.yaml"))
+    assert error.value.where == "stages[1].teacher"
 
 
 def test_a_cached_teacher_and_losses_on_its_layers(mails: Mails) -> None:
