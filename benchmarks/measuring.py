@@ -121,6 +121,15 @@ def interval(values: Sequence[float]) -> float:
     return T975[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
 
 
+def verdict(gains: Sequence[float]) -> str:
+    """What differences, seed by seed, come to; none is seen where their interval contains 0."""
+    if len(gains) < 2:
+        return "missing"
+    if abs(statistics.mean(gains)) <= interval(gains):
+        return "no difference seen"
+    return "better" if statistics.mean(gains) > 0 else "worse"
+
+
 def put_between(path: Path, mark: str, lines: Sequence[str]) -> None:
     """Replace what stands between ``<!-- measured: MARK -->`` and the next ``<!-- end of measured -->``."""
     before, opening, rest = path.read_text(encoding="utf-8").partition(f"<!-- measured: {mark} -->\n")

@@ -70,7 +70,7 @@ def source(model: str, data: Path) -> dict[str, Any]:
     return {
         "name": "browser-text",
         "task": {"kind": "text_classification", "data": {"kind": "jsonl", **files}, "max_length": MAX_LENGTH},
-        "model": {"kind": "pretrained", "path": str(data / "minilm_l6")},
+        "model": {"kind": "pretrained", "path": str(data / "minilm_l6"), "new_head": True},
         "stages": [{"kind": "train", "steps": FINE_TUNING_STEPS, "batch_size": 32, "learning_rate": 5e-5}],
         "targets": targets,
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.distillation import images, mails
-from benchmarks.measuring import SEEDS, interval, mean, read_row
+from benchmarks.measuring import SEEDS, mean, read_row, verdict
 
 README = Path(__file__).parent / "README.md"
 LABELS, SOFT, REFERENCE = "labels", "soft_targets", "reference"
@@ -46,17 +46,9 @@ class Rows:
         theirs = {row["seed"]: self._value(row) for row in self.of(other)}
         return [self._value(row) - theirs[row["seed"]] for row in self.of(name) if row["seed"] in theirs]
 
-    def verdict(self, name: str, other: str) -> str:
-        found = self.gain(name, other)
-        if len(found) < 2:
-            return "missing"
-        half, middle = interval(found), statistics.mean(found)
-        if abs(middle) <= half:
-            return "no difference seen"
-        return "better" if middle > 0 else "worse"
-
     def compared(self, name: str, other: str) -> str:
-        return f"{self.verdict(name, other)} ({mean(self.gain(name, other))} points)"
+        gains = self.gain(name, other)
+        return f"{verdict(gains)} ({mean(gains)} points)"
 
     def seconds(self, name: str) -> str:
         found = [sum(stage["seconds"] for stage in row["stages"]) for row in self.of(name) if "stages" in row]
@@ -70,7 +62,7 @@ class Rows:
         ]
         for name in names:
             over = [
-                f"{mean(self.gain(name, other))} | {self.verdict(name, other)}" if name != other else " | "
+                f"{mean(self.gain(name, other))} | {verdict(self.gain(name, other))}" if name != other else " | "
                 for other in (LABELS, SOFT)
             ]
             lines.append(f"| {name} | {mean(self.values(name))} | {' | '.join(over)} | {self.seconds(name)} |")

@@ -6,11 +6,11 @@ python -m benchmarks.reasoning.table
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import SEEDS, interval, mean, read_row
+from benchmarks.measuring import SEEDS, mean, read_row, verdict
 from benchmarks.reasoning.lessons import teach
 from benchmarks.reasoning.run import BATCHES, BEYOND, LONG, NAMES, PASSES, RECIPE, ROWS, SHAPE, TAUGHT, WINDOW, trained
 
@@ -93,14 +93,6 @@ def claims() -> Iterator[str]:
             theirs = {row["seed"]: accuracy(row, kinds) for row in rows_of(other)}
             gains = [accuracy(row, kinds) - theirs[row["seed"]] for row in rows_of("traces") if row["seed"] in theirs]
             yield f"- Traces against answers alone, {what}, {title}: {verdict(gains)} ({mean(gains)} points)."
-
-
-def verdict(gains: Sequence[float]) -> str:
-    if len(gains) < 2:
-        return "missing"
-    if abs(statistics.mean(gains)) <= interval(gains):
-        return "no difference seen"
-    return "better" if statistics.mean(gains) > 0 else "worse"
 
 
 def main() -> None:
