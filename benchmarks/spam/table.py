@@ -13,7 +13,15 @@ from benchmarks.measuring import SEEDS, mean, put_between, read_row, verdict
 from benchmarks.spam.run import CUTS, FEW_STEPS, FINE_TUNING, LABELLED, RECIPE, RECOVERY, SHAPE, SMALL, VOCABULARY, rows
 
 HERE = Path(__file__).parent
-HEADLINE = ["distil-prune.int8", "prune-distil.int8", "distil.int8", "prune.int8", "quantize.int8", "quantize.openvino"]
+HEADLINE = [
+    "quantize.int8",
+    "quantize.openvino",
+    "distil-prune.int8",
+    "prune-distil.int8",
+    "distil.int8",
+    "prune.int8",
+    "distil-alone.fp32",
+]
 
 ABOUT = (
     "SpamAssassin's public mails, copies removed, threads kept on one side of the split (`edgeforge fetch "
