@@ -11,14 +11,25 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from edgeforge import gguf_file
-from edgeforge.bundles._contract import NAME, Contract, Golden, ImageInput, ModelFile, TextInput, read_contract
+from edgeforge.bundles._contract import (
+    NAME,
+    Contract,
+    Golden,
+    GoldenPrompts,
+    ImageInput,
+    ModelFile,
+    TextInput,
+    read_contract,
+)
 from edgeforge.bundles._golden import PIXELS, normalised, read_array
+from edgeforge.bundles._golden_prompts import share_repeated
 from edgeforge.bundles._writing import SUMS
 from edgeforge.core.artifact import digest_files, hash_file, hash_folder
 from edgeforge.core.errors import ModelError
 from edgeforge.models import tokenizer
 from edgeforge.runtimes import Session
 from edgeforge.runtimes.coreml_reference import CoremlReference
+from edgeforge.runtimes.llama_cpp import LlamaCpp
 from edgeforge.runtimes.onnxruntime import OnnxSession
 from edgeforge.verification import Check, differences
 from edgeforge.verification._archive import extract
@@ -96,11 +107,14 @@ def _model(model: ModelFile, contract: Contract, folder: Path, place: Path) -> I
         yield Check(f"{model.format}: sha256", False, f"{model.file} is gone")
         return
     digest = digest_files(hash_folder(path)) if path.is_dir() else hash_file(path)
-    yield Check(f"{model.format}: sha256", digest == model.sha256, model.file)
+    whole = digest == model.sha256
+    yield Check(f"{model.format}: sha256", whole, model.file)
     if model.format == "gguf":
         yield _opens_gguf(path)
-    elif contract.golden is not None:
+    if isinstance(contract.golden, Golden):
         yield _answers(model, contract, contract.golden, path, place)
+    elif contract.golden is not None and whole:  # llama.cpp ends the process where a file is not what it expects
+        yield _continuations(contract.golden, path)
 
 
 def _opens_gguf(path: Path) -> Check:
@@ -108,6 +122,17 @@ def _opens_gguf(path: Path) -> Check:
         return Check("gguf: opens", True, f"{len(gguf_file.read(path).tensors)} tensors")
     except ModelError as error:
         return Check("gguf: opens", False, error.what)
+
+
+def _continuations(golden: GoldenPrompts, path: Path) -> Check:
+    name = "gguf: recorded answers"
+    if (reason := LlamaCpp().available()) is not None:
+        return Check(name, None, reason)
+    try:
+        share = share_repeated(path, golden)
+    except ModelError as error:
+        return Check(name, False, error.what)
+    return Check(name, share >= golden.agreement, f"{share:.0%} of {len(golden.prompts)} prompts go on as recorded")
 
 
 def _answers(model: ModelFile, contract: Contract, golden: Golden, path: Path, place: Path) -> Check:
@@ -145,13 +170,14 @@ def _inputs(contract: Contract, golden: Golden, content: bytes) -> dict[str, np.
 
 def _tokenizer(contract: Contract, folder: Path, place: Path) -> Iterator[Check]:
     """That the tokenizer's file still makes the ids that the wrappers must make."""
-    if not isinstance(contract.input, TextInput) or contract.golden is None or not contract.golden.texts:
+    golden = contract.golden
+    if not isinstance(contract.input, TextInput) or not isinstance(golden, Golden) or not golden.texts:
         return
     home = next((one for one in (place, folder / "tokenizer") if tokenizer.present(one)), None)
     if home is None:
         yield Check("tokenizer", False, f"{tokenizer.MAIN} is gone")
         return
-    texts = [one.text for one in contract.golden.texts]
+    texts = [one.text for one in golden.texts]
     try:
         reader = tokenizer.read(home)
     except ModelError as error:
@@ -160,5 +186,5 @@ def _tokenizer(contract: Contract, folder: Path, place: Path) -> Iterator[Check]
     length, side = contract.input.max_length, contract.input.truncate
     reader.truncation_side = side
     found = reader(texts, truncation=True, max_length=length, padding=False)["input_ids"]
-    wrong = [one.text for one, ids in zip(contract.golden.texts, found, strict=True) if list(one.ids) != list(ids)]
+    wrong = [one.text for one, ids in zip(golden.texts, found, strict=True) if list(one.ids) != list(ids)]
     yield Check("tokenizer", not wrong, f"reads {wrong[0][:40]!r} differently" if wrong else f"{len(texts)} texts")

@@ -118,6 +118,26 @@ class Golden(_Part):
     texts: tuple[GoldenText, ...] = ()
 
 
+class GoldenPrompt(_Part):
+    """Plain text, and how the likeliest tokens go on, without white space around it."""
+
+    prompt: str
+    text: str
+
+
+class GoldenPrompts(_Part):
+    """What a language model's file wrote, up to the first token that was not `margin` (logits) above every other one.
+
+    A device passes when at least the share `agreement` of the prompts goes on as recorded, of at most `max_new_tokens`
+    tokens, each the likeliest, the prompt read as it stands: special tokens as the file says, no chat template.
+    """
+
+    prompts: tuple[GoldenPrompt, ...]
+    max_new_tokens: int
+    margin: float
+    agreement: float
+
+
 class ModelFile(_Part):
     """`sha256` of a folder is taken over its sorted lines ``path sha256``; it is the one in the run's report."""
 
@@ -150,7 +170,7 @@ class Contract(_Part):
     models: tuple[ModelFile, ...]
     input: Annotated[ImageInput | TextInput | PromptInput, Field(discriminator="kind")]
     output: Output | None
-    golden: Golden | None
+    golden: Golden | GoldenPrompts | None
     metrics: dict[str, float | None] = {}
     quantization: dict[str, Any] = {}
     deployment: dict[str, str] = {}

@@ -23,7 +23,7 @@ from edgeforge.bundles._contract import (
 )
 from edgeforge.bundles._golden import FILE, write_golden
 from edgeforge.bundles._interface import of_onnx
-from edgeforge.bundles._language_model import FORMAT, language_model
+from edgeforge.bundles._language_model import FORMAT, language_model, templates
 from edgeforge.bundles._source import Source
 from edgeforge.bundles._tokenizer import write_vocabulary
 from edgeforge.bundles._writing import render, with_history
@@ -94,7 +94,7 @@ def _prompts(source: Source, folder: Path) -> Contract:
     assets = folder / "src" / "main" / "assets" / source.identifier
     assets.mkdir(parents=True)
     (assets / NAME).write_text(contract.to_json(), encoding="utf-8", newline="\n")
-    for template in ("android/module", "android/prompt"):
+    for template in ("android/module", *templates("android", contract)):
         _render(template, folder, contract)
     return contract
 

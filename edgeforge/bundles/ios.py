@@ -13,7 +13,7 @@ from edgeforge.bundles import Bundle
 from edgeforge.bundles._contract import NAME, Contract, ImageInput, ModelFile, TextInput
 from edgeforge.bundles._golden import FILE, write_golden
 from edgeforge.bundles._interface import of_coreml
-from edgeforge.bundles._language_model import FORMAT, language_model
+from edgeforge.bundles._language_model import FORMAT, language_model, templates
 from edgeforge.bundles._source import Source
 from edgeforge.bundles._tokenizer import write_vocabulary
 from edgeforge.bundles._writing import render, with_history
@@ -76,7 +76,8 @@ def _prompts(source: Source, folder: Path) -> Contract:
     resources = folder / "Sources" / module / "Resources"
     resources.mkdir(parents=True)
     (resources / NAME).write_text(contract.to_json(), encoding="utf-8", newline="\n")
-    render("ios/prompt", folder, contract, {"module": module})
+    for template in templates("ios", contract):
+        render(template, folder, contract, {"module": module})
     return contract
 
 

@@ -156,9 +156,13 @@ class LlamaCppSession:
         if len(written[text]) >= limit:
             del active[sequence]
 
-    def tokenize(self, text: str) -> list[int]:
-        """The ids that llama.cpp makes of a text with the file's own tokenizer."""
-        return self.model.tokenize(text)
+    def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
+        """The ids that llama.cpp makes of a text with the file's own tokenizer; see `Model.tokenize`."""
+        return self.model.tokenize(text, add_special=add_special)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text that llama.cpp makes of ids; see `Model.detokenize`."""
+        return self.model.detokenize(ids)
 
     # -- one text, step by step
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from edgeforge.bundles._check import is_bundle, verify_bundle
+from edgeforge.bundles._contract import GoldenPrompts
 from edgeforge.core.errors import ModelError
 
 Bundled = Callable[..., tuple[Path, Any]]
@@ -55,7 +56,23 @@ def test_a_bundle_is_sound_as_folder_and_as_zip(
 @pytest.mark.parametrize("target", ["android", "ios"])
 def test_a_language_model_s_bundle_is_sound(prompt_run: Path, bundled: Bundled, target: str) -> None:
     folder, _ = bundled(prompt_run, target)
-    assert [check.passed for check in verify_bundle(folder)] == [True] * 4
+    found = verify_bundle(folder)
+    assert [check.passed for check in found] == [True] * 5, found
+    assert found[-1].detail.startswith("100% of")
+
+
+def test_a_language_model_that_answers_otherwise_is_found(prompt_run: Path, bundled: Bundled, tmp_path: Path) -> None:
+    """Another model under the same contract, its checksums made to fit."""
+    folder, contract = bundled(prompt_run, "ios")
+    assert isinstance(contract.golden, GoldenPrompts)
+    copied = tmp_path / "bundle"
+    shutil.copytree(folder, copied)
+    said = next(copied.rglob("edgeforge.json"))
+    content = json.loads(said.read_text(encoding="utf-8"))
+    for one in content["golden"]["prompts"][: len(contract.golden.prompts) // 2]:
+        one["text"] = "something else"
+    said.write_text(json.dumps(content), encoding="utf-8")
+    assert "prompts go on as recorded" in failed(copied)["gguf: recorded answers"]
 
 
 def test_other_folders_and_archives_are_no_bundles(tmp_path: Path) -> None:

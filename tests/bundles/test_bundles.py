@@ -16,8 +16,9 @@ import pytest
 import yaml
 from tokenizers import Tokenizer
 
-from edgeforge.bundles import bundle_for
-from edgeforge.bundles._contract import Array, Contract, ImageInput, PromptInput, TextInput
+from edgeforge.bundles import _golden_prompts, bundle_for
+from edgeforge.bundles._check import verify_bundle
+from edgeforge.bundles._contract import Array, Contract, Golden, GoldenPrompts, ImageInput, PromptInput, TextInput
 from edgeforge.bundles._lineage import licences, lineage
 from edgeforge.bundles._source import open_source
 from edgeforge.bundles._writing import write_bundle
@@ -35,7 +36,7 @@ def names(folder: Path) -> set[str]:
 
 def golden_array(folder: Path, contract: Contract, array: Array) -> np.ndarray:
     """Read by hand, without the code that wrote it."""
-    assert contract.golden is not None
+    assert isinstance(contract.golden, Golden)
     (path,) = folder.rglob(contract.golden.file)
     kinds = {"uint8": "u1", "int32": "<i4", "float32": "<f4"}
     count = int(np.prod(array.shape))
@@ -95,10 +96,49 @@ def test_a_language_model_goes_to_iphones_as_gguf_too(prompt_run: Path, bundled:
     assert (contract.model.sha256, contract.deployment["ios"]) == (digest, "16.4")
     assert {"model", "data", "llama.cpp"} <= {item.what for item in contract.licences}
     text = (folder / "README.md").read_text(encoding="utf-8")
-    assert "import TalesPhone\n" in text and "edgeforge-benchmark" not in text and "SelfTest" not in text
+    assert "import TalesPhone\n" in text and "edgeforge-benchmark" not in text and "SelfTest.run {" in text
     assert names(folder) == {
-        "Package.swift", "ModelFile.swift", "model.gguf", "edgeforge.json", "README.md", "LICENCES.md", "SHA256SUMS"
+        "Package.swift", "ModelFile.swift", "SelfTest.swift",
+        "model.gguf", "edgeforge.json", "README.md", "LICENCES.md", "SHA256SUMS",
     }  # fmt: skip
+
+
+def test_a_language_model_s_answers_are_those_of_torch_and_clear(
+    prompt_run: Path, bundled: Bundled, tales: Any
+) -> None:
+    """The tiny model's tokens after each prompt, by torch, begin as recorded, and every choice was clear."""
+    import torch
+    from tokenizers import Tokenizer
+
+    from edgeforge.models import loading
+
+    _, contract = bundled(prompt_run, "android")
+    golden = contract.golden
+    assert isinstance(golden, GoldenPrompts) and len(golden.prompts) >= 4
+    tokenizer = Tokenizer.from_file(str(tales.root / "tokenizer" / "tokenizer.json"))
+    model = loading.load(tales.torch("llama").path)
+    for one in golden.prompts:
+        ids, text = tokenizer.encode(one.prompt, add_special_tokens=False).ids, ""
+        start = len(ids)
+        while len(text) < len(one.text):
+            first, second = model(torch.tensor([ids])).logits[0, -1].topk(2).values.tolist()
+            assert first - second > 0.9 * golden.margin
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+            text = tokenizer.decode(ids[start:]).strip()
+        assert text == one.text and len(ids) - start <= golden.max_new_tokens
+
+
+def test_a_language_model_that_is_sure_of_nothing_has_no_self_test(
+    prompt_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_golden_prompts, "MARGIN", 1e6)
+    for target in ("android", "ios"):
+        kind = bundle_for(target)
+        folder, _ = write_bundle(open_source(prompt_run, "phone", kind), kind, tmp_path)
+        assert not {name for name in names(folder) if name.startswith("SelfTest")}
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        assert "no recorded answers" in text and "Does it work on this device?" not in text
+        assert [check.passed for check in verify_bundle(folder)] == [True] * 4
 
 
 def test_the_gradle_module_fits_plugins_with_and_without_kotlin(image_run: Path, bundled: Bundled) -> None:
@@ -154,7 +194,7 @@ def test_an_ort_file_that_was_tampered_with_is_not_kept(image_run: Path, tmp_pat
 @pytest.mark.parametrize("name", ["model.ort", "model.onnx"])
 def test_images_of_the_golden_file_get_its_answers(image_run: Path, bundled: Bundled, name: str) -> None:
     folder, contract = bundled(image_run, "android")
-    assert contract.golden is not None and isinstance(contract.input, ImageInput)
+    assert isinstance(contract.golden, Golden) and isinstance(contract.input, ImageInput)
     pixels = golden_array(folder, contract, contract.golden.inputs["pixels"])
     assert pixels.dtype == np.uint8 and pixels.shape[1:] == (8, 8, 1) and pixels.std() > 10
     values = (pixels.transpose(0, 3, 1, 2) / 255 - contract.input.mean[0]) / contract.input.std[0]
@@ -166,7 +206,7 @@ def test_images_of_the_golden_file_get_its_answers(image_run: Path, bundled: Bun
 
 def test_texts_of_the_golden_file_get_its_answers(text_run: Path, bundled: Bundled) -> None:
     folder, contract = bundled(text_run, "android")
-    assert contract.golden is not None and contract.output is not None
+    assert isinstance(contract.golden, Golden) and contract.output is not None
     inputs = {
         name: golden_array(folder, contract, array).astype(np.int64) for name, array in contract.golden.inputs.items()
     }
@@ -179,7 +219,7 @@ def test_texts_of_the_golden_file_get_its_answers(text_run: Path, bundled: Bundl
 def test_core_ml_answers_are_probabilities(image_run: Path, bundled: Bundled) -> None:
     _, android = bundled(image_run, "android")
     folder, contract = bundled(image_run, "ios", "ios")
-    assert contract.golden is not None and contract.output is not None and android.golden is not None
+    assert isinstance(contract.golden, Golden) and contract.output is not None and isinstance(android.golden, Golden)
     found = golden_array(folder, contract, contract.golden.outputs)
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-3)
     other, _ = bundled(image_run, "android")
@@ -190,7 +230,7 @@ def test_core_ml_answers_are_probabilities(image_run: Path, bundled: Bundled) ->
 
 def test_the_vocabulary_and_the_tricky_texts_are_the_tokenizer_s(text_run: Path, bundled: Bundled) -> None:
     folder, contract = bundled(text_run, "web")
-    assert isinstance(contract.input, TextInput) and contract.golden is not None
+    assert isinstance(contract.input, TextInput) and isinstance(contract.golden, Golden)
     reader = Tokenizer.from_file(str(folder / "model" / "tokenizer.json"))
     lines = (folder / "model" / "vocab.txt").read_bytes().decode().split("\n")[:-1]
     assert {token: index for index, token in enumerate(lines)} == reader.get_vocab()

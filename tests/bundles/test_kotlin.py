@@ -56,6 +56,10 @@ def run(npm: Path, built: Path, lines: Iterator[str]) -> list[str]:
     return done.stdout.splitlines()
 
 
+def encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
 def test_images_are_resized_and_scaled_as_in_training(
     built: Path, packages: Callable[..., Path], cases: dict[str, Any]
 ) -> None:
@@ -76,12 +80,23 @@ def test_images_are_resized_and_scaled_as_in_training(
         np.testing.assert_array_equal(np.float32(values.split(",")), np.float32(case["values"]))
 
 
+@pytest.mark.parametrize(
+    ("found", "answer"),
+    [
+        (["Paris, and", " Paris.", "Berlin", "\n Paris"], "true 0.75"),
+        (["paris", "Paris", "Paris", ""], "false 0.5"),
+    ],
+)
+def test_the_answers_of_a_binding_are_judged(
+    built: Path, packages: Callable[..., Path], found: list[str], answer: str
+) -> None:
+    pairs = [encoded(text) for one in found for text in ("Paris", one)]
+    assert run(packages(PACKAGE), built, iter([" ".join(["answers", "0.75", *pairs])])) == [answer]
+
+
 def test_texts_get_the_ids_of_the_original_tokenizer(
     built: Path, packages: Callable[..., Path], cases: dict[str, Any]
 ) -> None:
-    def encoded(text: str) -> str:
-        return base64.b64encode(text.encode()).decode()
-
     def lines() -> Iterator[str]:
         for case in cases["texts"]:
             said = case["settings"]

@@ -232,3 +232,13 @@ def test_it_tokenizes_with_the_files_own_tokenizer(tales: Tales, session: LlamaC
     expected = tokenizer.read(tales.root / "tokenizer")(text, add_special_tokens=False)["input_ids"]
     assert session.tokenize(text) == expected
     assert session.tokenize("") == []
+    assert session.tokenize(text, add_special=True) == expected  # this file wants none around a text
+
+
+def test_ids_become_text_again(session: LlamaCppSession) -> None:
+    text = "Äpfel für 12 €, 東京 🙂\n" * 20  # more than the buffer that is tried first
+    ids = session.tokenize(text)
+    assert session.detokenize(ids) == text
+    assert session.detokenize([]) == ""
+    assert session.detokenize([1, *ids, 2]) == text  # special tokens are no text
+    assert session.detokenize(session.tokenize("€")[:1]).endswith("\ufffd")

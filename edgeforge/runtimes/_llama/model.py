@@ -43,14 +43,28 @@ class Model:
         self.vocabulary_size: int = llama.llama_vocab_n_tokens(self._vocabulary)
         self.trained_length: int = llama.llama_model_n_ctx_train(self.handle)
 
-    def tokenize(self, text: str) -> list[int]:
-        """The ids of a text, special tokens in it recognised, nothing added before or behind it."""
+    def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
+        """The ids of a text, special tokens in it recognised.
+
+        With `add_special` also those that the file wants before and behind every text.
+        """
         raw = text.encode("utf-8")
         ids = (ctypes.c_int32 * (len(raw) + 8))()
-        count = library().llama_tokenize(self._vocabulary, raw, len(raw), ids, len(ids), False, True)
+        count = library().llama_tokenize(self._vocabulary, raw, len(raw), ids, len(ids), add_special, True)
         if count < 0:
             raise ModelError(f"llama.cpp makes {-count} tokens of {len(raw)} bytes")
         return list(ids[:count])
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of some ids, special tokens left out; U+FFFD for what is no whole character."""
+        given = (ctypes.c_int32 * len(ids))(*ids)
+        raw = ctypes.create_string_buffer(64)
+        for _ in range(2):  # too small a buffer is answered with the size that it takes
+            count = library().llama_detokenize(self._vocabulary, given, len(ids), raw, len(raw), True, False)
+            if count >= 0:
+                return raw.raw[:count].decode("utf-8", "replace")
+            raw = ctypes.create_string_buffer(-count)
+        raise ModelError("llama.cpp makes no text of its own tokens")
 
     def ends(self, token: int) -> bool:
         """Whether a token ends a text or a turn."""

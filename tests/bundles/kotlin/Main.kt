@@ -1,12 +1,20 @@
 // Runs the parts of the wrappers that need no Android on cases of samples.py. One line in, one line out.
 import edgeforge.digits_demo_phone.Images
 import edgeforge.mails_phone.WordPiece
+import edgeforge.tales_phone.SelfTest
 import java.util.Base64
 
 fun main() {
     for (line in generateSequence(::readlnOrNull)) {
         val words = line.split(' ')
-        println(if (words[0] == "image") image(words.drop(1)) else text(words.drop(1)))
+        val rest = words.drop(1)
+        println(
+            when (words[0]) {
+                "image" -> image(rest)
+                "answers" -> answers(rest)
+                else -> text(rest)
+            }
+        )
     }
 }
 
@@ -41,6 +49,12 @@ private fun text(words: List<String>): String {
         cutsRight = words[8] == "1",
     )
     return WordPiece(decode(words[9]).split('\n').dropLast(1), settings).encode(decode(words[10])).joinToString(",")
+}
+
+/** required recorded found recorded found.., texts in Base64 -> passed agreement */
+private fun answers(words: List<String>): String {
+    val given = words.drop(1).map { decode(it) }.chunked(2).map { (recorded, found) -> SelfTest.Answer("", recorded, found) }
+    return SelfTest(given, words[0].toDouble()).let { "${it.passed} ${it.agreement}" }
 }
 
 private fun decode(text: String): String = String(Base64.getDecoder().decode(text), Charsets.UTF_8)
