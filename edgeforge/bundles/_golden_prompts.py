@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeforge.bundles._contract import GoldenPrompt, GoldenPrompts
-from edgeforge.runtimes.llama_cpp import LlamaCppSession
+from edgeforge.runtimes._llama.session import LlamaCppSession
 from edgeforge.verification._recheck import AGREEMENT
 
 PROMPTS = (

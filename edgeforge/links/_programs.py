@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from edgeforge.core.errors import DeviceProblem
-from edgeforge.links import Workload, _runner, _worker
+from edgeforge.links import Workload, _llama_worker, _runner, _worker
 from edgeforge.links._worker import Processor
 
 OUTPUTS = "outputs.bin"
@@ -35,7 +35,7 @@ class Program(Protocol):
 
 
 def model_folder(subject: str) -> str:
-    """Where a subject's model.onnx is on the device."""
+    """Where a subject's file is on the device."""
     return f"subjects/{subject}"
 
 
@@ -56,6 +56,17 @@ class PythonWorker:
 
     def command(self, what: str, job: str) -> str:
         return f"{self.python} worker.py < {job}"
+
+
+class LlamaWorker(PythonWorker):
+    """`_llama_worker`, run by the device's own Python."""
+
+    def files(self, inputs: Path, scratch: Path) -> Mapping[str, Path]:
+        _llama_worker.archive(scratch / "worker.pyz")
+        return {"worker.pyz": scratch / "worker.pyz", "inputs.npz": inputs}
+
+    def command(self, what: str, job: str) -> str:
+        return f"{self.python} worker.pyz < {job}"
 
 
 class NativeRunner:

@@ -27,8 +27,9 @@ from edgeforge.links import Start, Subject, Timings, Workload, _conditions
 from edgeforge.links._answers import Answers, timings
 from edgeforge.links._programs import OUTPUTS, Program, model_folder
 
-MODEL = "model.onnx"
 RUNTIME = "onnxruntime"
+MODELS = {RUNTIME: "model.onnx", "llama_cpp": "model.gguf"}
+"""Runtime -> the file of a model's folder that is copied."""
 SILENCE_S = 900.0
 """A runner that says nothing for so long is given up."""
 CLEANUP_PAUSES_S = (0.0, 1.0, 3.0)
@@ -215,7 +216,8 @@ def _job_file(what: str, name: str) -> str:
 
 
 def _models(workload: Workload) -> dict[str, Path]:
-    return {f"{model_folder(name)}/{MODEL}": subject.folder / MODEL for name, subject in workload.subjects.items()}
+    files = {name: MODELS[subject.runtime] for name, subject in workload.subjects.items()}
+    return {f"{model_folder(name)}/{file}": workload.subjects[name].folder / file for name, file in files.items()}
 
 
 @contextmanager
@@ -253,6 +255,8 @@ def _remedy(error: str) -> str | None:
         "could not find an",
     )
     text = error.lower()
+    if any(word in text for word in ("unknown model architecture", "unknown pre-tokenizer", "invalid ggml type")):
+        return "its llama.cpp is too old for this file: install a newer llama-cpp-python there"
     if any(word in text for word in old):
         return "its ONNX Runtime is too old for this file: install a newer one there, or export with an older opset"
     if "bad_alloc" in text or "allocate" in text or "memory" in text:

@@ -21,12 +21,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeforge.links._memory import Memory
 from edgeforge.links._worker import Clock, peak_rss_bytes
-from edgeforge.runtimes import TextSession
 from edgeforge.runtimes._llama import speculative
+
+if TYPE_CHECKING:
+    from edgeforge.runtimes import TextSession
 
 Say = Callable[[Mapping[str, Any]], None]
 Opened = Mapping[str, Any]

@@ -10,19 +10,22 @@ import tarfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from edgeforge.core.errors import DeviceProblem
 from edgeforge.core.stage import Progress
 from edgeforge.links import Link, Subject, Timings, Workload, _remote, _runner
-from edgeforge.links._programs import NativeRunner, Program, PythonWorker
+from edgeforge.links._programs import LlamaWorker, NativeRunner, Program, PythonWorker
 from edgeforge.runtimes import Processor
 
 if TYPE_CHECKING:
     import numpy as np
 
+TEXTS = "llama_cpp"
+LIBRARIES = {_remote.RUNTIME: ("onnxruntime", "onnxruntime"), TEXTS: ("llama_cpp", "llama-cpp-python")}
+"""Runtime -> the module that must be there, and the package that brings it."""
 SSH_FAILED = 255
 OPTIONS = {
     "BatchMode": "yes",  # a password prompt would wait for ever
@@ -72,19 +75,25 @@ class Ssh(Link):
     config: Path | None = Field(default=None, description="An SSH configuration file; absent: ssh's own.")
     runner: Literal["python", "native"] = Field(
         default="python",
-        description="`python` needs Python and onnxruntime there; `native` brings its own ONNX Runtime (Linux).",
+        description="`python` needs Python there, and onnxruntime (for GGUF files llama-cpp-python); `native` brings "
+        "its own ONNX Runtime (Linux).",
     )
     python: str = Field(
         default="python3", description="The command that starts Python there, as shell text: ~/venv/bin/python."
     )
     processor: Processor = Field(
-        default="cpu", description="`cuda`: the NVIDIA GPU there, by its onnxruntime-gpu. Untested on hardware."
+        default="cpu",
+        description="`cuda`: the NVIDIA GPU there, by its onnxruntime-gpu or its llama.cpp. Untested on hardware.",
     )
+
+    times_texts: ClassVar[bool] = True
 
     def unavailable(self, runtime: str) -> str | None:
         if self.processor == "cuda" and self.runner == "native":
             return "the native runner measures the CPU; a GPU is measured with `runner: python`"
-        return None if runtime == _remote.RUNTIME else f"over ssh, ONNX files are measured; {runtime} is not"
+        if runtime == TEXTS and self.runner == "native":
+            return "the native runner takes ONNX files; GGUF files are measured with `runner: python`"
+        return None if runtime in _remote.MODELS else f"over ssh, ONNX and GGUF files are measured; {runtime} is not"
 
     def missing(self) -> str | None:
         """See Link. Whether the device answers shows when it is asked."""
@@ -98,11 +107,15 @@ class Ssh(Link):
 
     def measure(self, workload: Workload, progress: Progress) -> Timings:
         shell = self._shell()
-        return _remote.measure(shell, self._program(shell), workload, progress)
+        runtime = _one_runtime(workload)
+        timings = _remote.measure(shell, self._program(shell, runtime), workload, progress)
+        if self.processor == "cuda":  # a GPU does not read its weights from the memory that was looked at
+            return timings.model_copy(update={"memory_gb_per_s": ()})
+        return timings
 
     def outputs(self, subject: Subject, inputs: Path, progress: Progress) -> np.ndarray:
         shell = self._shell()
-        return _remote.outputs(shell, self._program(shell), subject, inputs, progress)
+        return _remote.outputs(shell, self._program(shell, subject.runtime), subject, inputs, progress)
 
     def _shell(self) -> _Ssh:
         if self.host is None:
@@ -118,11 +131,11 @@ class Ssh(Link):
             raise DeviceProblem("the command `ssh` is not installed", where="ssh", remedy="install OpenSSH")
         return _Ssh(program, self.host, self.config)
 
-    def _program(self, shell: _Ssh) -> Program:
-        """What measures there."""
+    def _program(self, shell: _Ssh, runtime: str) -> Program:
+        """What measures files of this runtime there."""
         if self.runner == "python":
-            self._check_python(shell)
-            return PythonWorker(self.python, self.processor)
+            self._check_python(shell, runtime)
+            return (LlamaWorker if runtime == TEXTS else PythonWorker)(self.python, self.processor)
         name = _remote.answer(shell, "uname -m", "asking for its processor")
         if name not in _runner.MACHINES:
             raise DeviceProblem(
@@ -132,19 +145,29 @@ class Ssh(Link):
             )
         return NativeRunner(_runner.MACHINES[name])
 
-    def _check_python(self, shell: _Ssh) -> None:
-        """Raises DeviceProblem where there is no Python, or no ONNX Runtime for it (which is not imported here)."""
-        code = "import importlib.util as u; print(u.find_spec('onnxruntime') is not None)"
+    def _check_python(self, shell: _Ssh, runtime: str) -> None:
+        """Raises DeviceProblem where there is no Python, or not the runtime's library (which is not imported here)."""
+        module, package = LIBRARIES[runtime]
+        code = f"import importlib.util as u; print(u.find_spec('{module}') is not None)"
         command = f"{self.python} -c {shlex.quote(code)} || echo absent"
         answer = _remote.answer(shell, command, "asking for its Python")
-        if answer != "True":
-            native = "say `runner: native` in `connection`"
-            missing, remedy = (
-                (f"`{self.python}` has no onnxruntime there", f"there: {self.python} -m pip install onnxruntime; or")
-                if answer == "False"
-                else (f"`{self.python}` does not start there", "say which (python: ~/venv/bin/python), or")
-            )
-            raise DeviceProblem(missing, where=shell.where, remedy=f"{remedy} {native}")
+        if answer == "True":
+            return
+        native = "; or say `runner: native` in `connection`" if runtime == _remote.RUNTIME else ""
+        if answer == "False":
+            missing, remedy = f"has no {package} there", f"there: {self.python} -m pip install {package}"
+        else:
+            missing, remedy = "does not start there", "say which (python: ~/venv/bin/python)"
+        raise DeviceProblem(f"`{self.python}` {missing}", where=shell.where, remedy=f"{remedy}{native}")
+
+
+def _one_runtime(workload: Workload) -> str:
+    """That of all its files. Raises DeviceProblem where there are several, or it is not for what is asked of it."""
+    found = {subject.runtime for subject in workload.subjects.values()}
+    if found != {TEXTS if workload.new_tokens else _remote.RUNTIME}:
+        what = "language models are measured over ssh as GGUF files, and nothing else is"
+        raise DeviceProblem(f"{what}; these are of {', '.join(sorted(found))}", where="ssh")
+    return found.pop()
 
 
 class _Ssh:

@@ -18,7 +18,7 @@ from edgeforge.quantizers._gguf_types import BARRED, MIXES, block_of, is_quantiz
 from edgeforge.quantizers._importance import Importance
 from edgeforge.runtimes._llama.divergence import divergence
 from edgeforge.runtimes._llama.quantization import Recipe, planned_types, quantize
-from edgeforge.runtimes.llama_cpp import LlamaCppSession
+from edgeforge.runtimes._llama.session import LlamaCppSession
 
 CHUNK_VALUES = 1 << 22
 """Weights that are multiplied out at a time (16 MB as float32)."""

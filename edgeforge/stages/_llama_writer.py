@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from edgeforge.runtimes.llama_cpp import LlamaCppSession
+    from edgeforge.runtimes._llama.session import LlamaCppSession
     from edgeforge.training.sampling import Sampling
 
 

@@ -14,8 +14,8 @@ from edgeforge.core.task import Input, Interface, Tokens
 from edgeforge.models import tokenizer
 from edgeforge.runtimes import Session
 from edgeforge.runtimes._coreml_decoder import CoremlDecoder
+from edgeforge.runtimes._llama.session import LlamaCppSession
 from edgeforge.runtimes._onnx_decoder import OnnxDecoder
-from edgeforge.runtimes.llama_cpp import LlamaCppSession
 from edgeforge.verification import Check
 from edgeforge.verification._coreml_decoder import LIMIT as COREML_LIMIT
 from edgeforge.verification._coreml_decoder import decoder_weights as coreml_weights

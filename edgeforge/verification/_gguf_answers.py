@@ -14,7 +14,7 @@ from edgeforge.core.artifact import Artifact
 from edgeforge.core.stage import Job
 from edgeforge.gguf_file import GgufFile
 from edgeforge.runtimes._llama.quantization import Recipe, quantize
-from edgeforge.runtimes.llama_cpp import LlamaCppSession
+from edgeforge.runtimes._llama.session import LlamaCppSession
 from edgeforge.verification import Fidelity
 from edgeforge.verification._gguf_weights import FLOATS, expected_tensors
 from edgeforge.verification._token_answers import Pair, Predicted, torch_logits, window, windows

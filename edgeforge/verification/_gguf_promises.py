@@ -15,7 +15,7 @@ from edgeforge.core.stage import Job
 from edgeforge.gguf_file import MODEL, GgufFile
 from edgeforge.models import chat, gguf_tokenizer, tokenizer
 from edgeforge.models.folder import read_json, tensor_shapes
-from edgeforge.runtimes.llama_cpp import LlamaCppSession
+from edgeforge.runtimes._llama.session import LlamaCppSession
 from edgeforge.verification import Check
 from edgeforge.verification._promises import paths
 

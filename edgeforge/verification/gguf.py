@@ -19,7 +19,8 @@ from edgeforge.core.artifact import Artifact
 from edgeforge.core.errors import EnvironmentProblem, ModelError
 from edgeforge.core.stage import Job
 from edgeforge.gguf_file import MODEL
-from edgeforge.runtimes.llama_cpp import LlamaCpp, LlamaCppSession
+from edgeforge.runtimes._llama.session import LlamaCppSession
+from edgeforge.runtimes.llama_cpp import LlamaCpp
 from edgeforge.verification import Check, Parity, outcome
 from edgeforge.verification._gguf_answers import LIMITS, Answered, compare
 from edgeforge.verification._gguf_promises import file_promises, tokenizer_checks

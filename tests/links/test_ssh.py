@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import getpass
+import importlib.util
+import json
 import os
 import shlex
 import socket
 import subprocess
 import sys
 import time
+import types
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,7 @@ import psutil
 import pytest
 
 from edgeforge.core.errors import ConfigurationError, DeviceProblem
-from edgeforge.links import Subject, Workload, _remote, link_of
+from edgeforge.links import Subject, Timings, Workload, _llama_worker, _remote, link_of
 
 pytest.importorskip("onnx")
 
@@ -138,6 +142,37 @@ def two(tmp_path: Path, workload: Any, dense: Any) -> Callable[..., Workload]:
     return make
 
 
+@pytest.fixture(scope="module")
+def gguf(tales: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama as GGUF."""
+    pytest.importorskip("llama_cpp")
+    from edgeforge.exporters.gguf import Gguf
+
+    folder = tmp_path_factory.mktemp("gguf")
+    Gguf(type="f32").export(tales.torch("llama"), tales.job(folder))
+    return folder
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Callable[..., Workload]:
+    """A workload of language models in these folders."""
+
+    def make(subjects: dict[str, Path], **changes: Any) -> Workload:
+        np.savez(tmp_path / "prompt.npz", input_ids=np.arange(3, 63)[None])
+        found = {name: Subject(runtime="llama_cpp", folder=folder) for name, folder in subjects.items()}
+        settings = {
+            "samples": 3,
+            "warmup": 1,
+            "starts": {"model": 1},
+            "min_sample_ms": 1,
+            "threads": 1,
+            "new_tokens": 8,
+        }
+        return Workload(subjects=found, inputs=tmp_path / "prompt.npz", **{**settings, **changes})
+
+    return make
+
+
 # -- what works
 
 
@@ -163,6 +198,59 @@ def test_a_computer_without_python_gets_the_native_runner(board, two, native_run
     assert np.median(timings.latency_ms["baseline"]) > 3 * np.median(timings.latency_ms["model"])
     assert timings.conditions["runtime_on_device"].startswith("ONNX Runtime 1.")
     assert board.left_behind() == []
+
+
+def test_language_models_are_measured_there_without_edgeforge(board, texts, gguf) -> None:
+    import llama_cpp
+
+    said = Said()
+    work = texts({"model": gguf, "baseline": gguf}, sustained={"model": 0.2})
+    timings = board.link().measure(work, said)
+    for samples in (timings.latency_ms, timings.prefill_ms):
+        assert {name: len(values) for name, values in samples.items()} == {"model": 3, "baseline": 3}
+        assert min(min(values) for values in samples.values()) > 0
+    assert min(timings.memory_gb_per_s) > 0.1 and timings.sustained["model"]
+    assert 10 < timings.starts["model"][0].peak_rss_mb < 1000
+    assert (timings.conditions["prompt_tokens"], timings.conditions["new_tokens"]) == (60, 8)
+    assert timings.conditions["runtime_on_device"] == f"llama.cpp (llama-cpp-python {llama_cpp.__version__})"
+    assert board.left_behind() == [] and said.warnings == []
+
+
+def test_a_language_model_s_answers_come_from_there(board, gguf, tmp_path) -> None:
+    ids = np.random.default_rng(0).integers(3, 300, (3, 12))
+    np.savez(tmp_path / "shard.npz", input_ids=ids, attention_mask=np.ones_like(ids))
+    subject = Subject(runtime="llama_cpp", folder=gguf)
+    answers = board.link().outputs(subject, tmp_path / "shard.npz", Said())
+    assert np.array_equal(answers, link_of("local").outputs(subject, tmp_path / "shard.npz", Said()))
+    assert board.left_behind() == []
+
+
+def test_the_program_for_language_models_needs_llama_cpp_and_numpy_alone(gguf, tmp_path) -> None:
+    """Run with an empty path beside the program, so that whatever else it imports is missed."""
+    for name in ("llama_cpp", "numpy"):
+        folder = Path(importlib.util.find_spec(name).origin).parent
+        for part in folder.parent.glob(f"{name}*"):
+            (tmp_path / part.name).symlink_to(part)
+    # Of llama_cpp's own needs those that its low-level part imports.
+    for name in ("typing_extensions", "diskcache", "jinja2", "markupsafe"):
+        spec = importlib.util.find_spec(name)
+        origin = Path(spec.origin) if spec and spec.origin else None
+        if origin is not None:
+            part = origin.parent if origin.name == "__init__.py" else origin
+            (tmp_path / part.name).symlink_to(part)
+    _llama_worker.archive(tmp_path / "worker.pyz")
+    ids = np.arange(3, 20)[None]
+    np.savez(tmp_path / "inputs.npz", input_ids=ids, attention_mask=np.ones_like(ids))
+    job = {
+        "what": "outputs", "subjects": {"model": {"runtime": "llama_cpp", "folder": str(gguf)}}, "threads": 1,
+        "inputs": "inputs.npz", "outputs": "outputs.bin", "cores": [],
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-S", "worker.pyz"], cwd=tmp_path, input=json.dumps(job), capture_output=True, text=True,
+        env={"PYTHONPATH": str(tmp_path), "PATH": os.environ["PATH"]},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"outputs": {"shape": [1, 17, 352]}}
 
 
 def test_its_own_answers_are_those_of_the_file(board, dense, tmp_path) -> None:
@@ -220,6 +308,58 @@ def test_a_python_without_onnxruntime(board, two) -> None:
     assert "pip install onnxruntime" in str(found.value)
 
 
+def test_a_python_without_llama_cpp(board, texts, gguf) -> None:
+    bare = board.folder / "bare"
+    bare.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -I -S "$@"\n')
+    bare.chmod(0o755)
+    with pytest.raises(DeviceProblem, match="has no llama-cpp-python there") as found:
+        board.link(python=str(bare)).measure(texts({"model": gguf}), Said())
+    assert "pip install llama-cpp-python" in str(found.value) and "native" not in str(found.value)
+
+
+def test_a_damaged_language_model(board, texts, gguf, tmp_path) -> None:
+    (tmp_path / "model.gguf").write_bytes((gguf / "model.gguf").read_bytes()[:5000])
+    with pytest.raises(DeviceProblem, match=r"start of model failed.*cannot open it"):
+        board.link().measure(texts({"model": tmp_path}), Said())
+    assert board.left_behind() == []
+
+
+def test_an_old_python_is_told_so(tmp_path) -> None:
+    """The program's first lines run on any Python 3."""
+    _llama_worker.archive(tmp_path / "worker.pyz")
+    with zipfile.ZipFile(tmp_path / "worker.pyz") as packed:
+        main = packed.read("__main__.py").decode()
+    said: list[str] = []
+    old = types.SimpleNamespace(version_info=(3, 9, 2))
+    exec(main.replace("import sys\n", ""), {"sys": old, "print": said.append})
+    assert "3.10 is needed" in json.loads(said[0])["error"]
+
+
+def test_classifiers_and_language_models_are_not_mixed(texts, gguf) -> None:
+    work = texts({"model": gguf, "baseline": gguf})
+    mixed = {**work.subjects, "baseline": Subject(runtime="onnxruntime", folder=gguf)}
+    for wrong in (work.model_copy(update={"subjects": mixed}), work.model_copy(update={"new_tokens": 0})):
+        with pytest.raises(DeviceProblem, match="language models are measured over ssh as GGUF files"):
+            link_of("ssh", {"host": "board"}).measure(wrong, Said())
+
+
+@pytest.mark.parametrize(("processor", "said"), [("cpu", (10.0,)), ("cuda", ())])
+def test_memory_is_the_processor_s_and_not_a_gpu_s(monkeypatch, texts, gguf, processor, said) -> None:
+    found = Timings(
+        starts={}, latency_ms={}, calls_per_sample={}, waiting_share=None, conditions={}, memory_gb_per_s=(10.0,)
+    )
+    monkeypatch.setattr(_remote, "measure", lambda *rest: found)
+    monkeypatch.setattr(_remote, "answer", lambda *rest: "True")
+    link = link_of("ssh", {"host": "board", "processor": processor})
+    assert link.measure(texts({"model": gguf}), Said()).memory_gb_per_s == said
+
+
+def test_the_native_runner_takes_no_language_models() -> None:
+    assert "runner: python" in str(link_of("ssh", {"host": "board", "runner": "native"}).unavailable("llama_cpp"))
+    assert link_of("ssh", {"host": "board"}).unavailable("llama_cpp") is None
+    assert "coreml is not" in str(link_of("ssh", {"host": "board"}).unavailable("coreml"))
+
+
 def test_a_runtime_too_old_for_the_file(board, workload, dense, tmp_path) -> None:
     future = dense(tmp_path / "future", 16, 99)
     with pytest.raises(DeviceProblem, match=r"start of model failed: ONNX Runtime 1.* cannot open it") as found:
@@ -238,10 +378,11 @@ def test_a_runtime_too_old_for_the_file(board, workload, dense, tmp_path) -> Non
         ("std::bad_alloc", "memory ran out"),
         ("Failed to allocate memory for requested buffer of size 8589934592", "memory ran out"),
         ("out of memory", "memory ran out"),
+        ("llama.cpp cannot open it: error loading model: unknown model architecture: 'new'", "newer llama-cpp-python"),
         ("Protobuf parsing failed.", None),
     ],
 )
-def test_what_to_do_where_onnx_runtime_refuses(said: str, remedy: str | None) -> None:
+def test_what_to_do_where_a_runtime_refuses(said: str, remedy: str | None) -> None:
     found = _remote._remedy(said)
     assert (found is None) if remedy is None else (remedy in str(found))
 
@@ -264,7 +405,7 @@ def test_a_greeting_of_the_users_shell_is_no_answer(monkeypatch, tmp_path) -> No
 
     monkeypatch.setattr(_remote, "run", run)
     link = link_of("ssh", {"host": "board"})
-    link._check_python(link._shell())
+    link._check_python(link._shell(), "onnxruntime")
     with _remote._folder_on(link._shell(), Said()) as folder:
         assert folder == "/tmp/edgeforge-1234"
     assert said[-1] == "rm -rf /tmp/edgeforge-1234"

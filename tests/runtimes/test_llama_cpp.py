@@ -15,7 +15,8 @@ from edgeforge.gguf_file import MODEL
 from edgeforge.models import loading
 from edgeforge.runtimes import Processor
 from edgeforge.runtimes._llama import model as llama_model
-from edgeforge.runtimes.llama_cpp import AT_ONCE, LlamaCpp, LlamaCppSession
+from edgeforge.runtimes._llama.session import AT_ONCE, LlamaCppSession
+from edgeforge.runtimes.llama_cpp import LlamaCpp
 
 pytest.importorskip("llama_cpp")
 
