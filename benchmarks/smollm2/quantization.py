@@ -45,7 +45,7 @@ from edgeforge.quantizers._gguf_types import BARRED, mixed_with
 from edgeforge.quantizers.gguf_k import GgufK
 from edgeforge.runtimes._llama.divergence import divergence, log_softmax
 from edgeforge.runtimes._llama.quantization import Recipe, planned_types, quantize
-from edgeforge.runtimes.llama_cpp import LlamaCppSession
+from edgeforge.runtimes._llama.session import LlamaCppSession
 from edgeforge.stages.importance import Importance
 from edgeforge.stages.initialize import Initialize
 from edgeforge.tasks.causal_lm import CausalLm
