@@ -210,6 +210,11 @@ class BudgetRow(_Part):
     device: str | None = None
     reason: str | None = None
 
+    @property
+    def kept(self) -> bool | None:
+        """None where nobody knows, and the pipeline lets that pass."""
+        return None if self.passed and self.value is None else self.passed
+
 
 class Report(_Part):
     """Everything one run found out. `teacher` names the model that all teaching goes back to, where one taught."""

@@ -8,7 +8,7 @@ from edgeforge.core.report import Report
 from edgeforge.renderers import _devices, _text
 from edgeforge.renderers._table import escape, table
 
-_KEPT = {True: "✓ kept", False: "✗ missed"}
+_KEPT = {True: "✓ kept", False: "✗ missed", None: f"{_text.NONE} not measured, which is allowed"}
 
 
 def section(report: Report) -> list[str]:
@@ -50,4 +50,4 @@ def _limits(device: _devices.Device) -> Iterator[str]:
         value, most = _text.budget_numbers(limit)
         why = f": {escape(limit.reason)}" if limit.reason else ""
         what = _text.words(limit.metric.removesuffix("_ms"))
-        yield f"- Budget {_KEPT[limit.passed]}: {escape(limit.target)}, {what} {value}, limit {most}{why}"
+        yield f"- Budget {_KEPT[limit.kept]}: {escape(limit.target)}, {what} {value}, limit {most}{why}"

@@ -89,9 +89,9 @@ def tally(report: Report) -> dict[str, int]:
     """How many targets ended how, how many budgets were kept, how many numbers are no measurements."""
     targets = list(report.targets())
     counts = {status: sum(row.status == status for row in targets) for status in ("shipped", "quarantined", "absent")}
-    kept = sum(row.passed for row in report.budgets)
+    kept = [row.kept for row in report.budgets]
     unmeasured = sum(item.origin != "measured" for row in report.artifacts for item in row.measurements)
-    budgets = {"budgets": len(report.budgets), "kept": kept}
+    budgets = {"budgets": len(kept), "kept": kept.count(True), "not_judged": kept.count(None)}
     return {**counts, **budgets, "targets": len(targets), "unmeasured": unmeasured}
 
 

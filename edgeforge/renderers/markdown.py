@@ -133,7 +133,7 @@ def _budgets(report: Report) -> list[str]:
         value, limit = _text.budget_numbers(row)
         note = escape(row.reason) if row.reason else ""
         where = f" on {row.device}" if row.device else ""
-        verdict = _PASSED[row.passed] + (f" {note}" if note else "")
+        verdict = (_text.NONE if row.kept is None else _PASSED[row.kept]) + (f" {note}" if note else "")
         rows.append([escape(row.target), _text.words(row.metric) + where, limit, value, verdict])
     head = ["file", "budget", "limit", "value", "kept"]
     return ["## Budgets", "", *table(head, rows, right=(2, 3))] if rows else []

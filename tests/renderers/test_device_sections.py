@@ -103,6 +103,19 @@ def test_limits_stand_with_the_device_they_are_on(device_report: Report) -> None
     assert "missed" not in cards["A web browser here"] and "kept" not in cards["A web browser here"]
 
 
+def test_a_limit_that_was_allowed_to_be_unmeasured_is_not_called_kept(device_report: Report) -> None:
+    rows = [row.model_copy(update={"passed": True}) if row.value is None else row for row in device_report.budgets]
+    report = device_report.model_copy(update={"budgets": tuple(rows)})
+    phone = section(Markdown().render(report), "Google Pixel 8 (`pixel_8`): absent")
+    assert "- Budget – not measured, which is allowed: android_int8, latency –" in phone and "kept" not in phone
+    html = Html().render(report)
+    card = articles(html)["Google Pixel 8"]
+    assert "not measured android_int8: latency –" in card and "kept" not in card
+    known = [row for row in rows if row.value is not None]
+    said = f"{sum(row.passed for row in known)} of {len(rows)} budgets kept, {len(rows) - len(known)} not measured"
+    assert said in " ".join(html.split())
+
+
 def test_how_long_a_file_kept_it_up_and_what_the_device_answered(device_report: Report) -> None:
     markdown, html = Markdown().render(device_report), Html().render(device_report)
     cards = articles(html)
