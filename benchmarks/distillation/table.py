@@ -1,5 +1,7 @@
 """Draw README.md from the raw rows: every form of distillation on one student, means over the seeds with intervals.
 
+Each method's own rows are also put under it in docs/distillation.md.
+
 python -m benchmarks.distillation.table
 """
 
@@ -12,11 +14,27 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.distillation import images, mails
-from benchmarks.measuring import SEEDS, mean, read_row, verdict
+from benchmarks.measuring import SEEDS, mean, put_between, read_row, verdict
 
 README = Path(__file__).parent / "README.md"
+PAGE = README.parents[2] / "docs" / "distillation.md"
 LABELS, SOFT, REFERENCE = "labels", "soft_targets", "reference"
 GENERAL, TASK = "general_then_task", "task_only"
+
+
+SECTIONS = {
+    "soft targets": (SOFT, "decoupled", "dist"),
+    "layers": ("hidden_states", "attention_transfer", "attention_maps", "value_relations", "contrastive"),
+    "cosine": ("cosine_embedding",),
+    "general": (TASK, GENERAL),
+    "assistant": ("assistant",),
+    "ensemble": ("ensemble",),
+    "mutual": ("mutual",),
+    "born again": ("born_again",),
+    "exits": ("exits",),
+    "itself": ("ema", "snapshots"),
+}
+"""Mark in docs/distillation.md -> the rows that stand there."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +79,13 @@ class Rows:
             "|---|---|---|---|---|---|---|",
         ]
         for name in names:
-            over = [
-                f"{mean(self.gain(name, other))} | {verdict(self.gain(name, other))}" if name != other else " | "
-                for other in (LABELS, SOFT)
-            ]
-            lines.append(f"| {name} | {mean(self.values(name))} | {' | '.join(over)} | {self.seconds(name)} |")
+            over = " | ".join(self.over(name, other) for other in (LABELS, SOFT))
+            lines.append(f"| {name} | {mean(self.values(name))} | {over} | {self.seconds(name)} |")
         return lines
+
+    def over(self, name: str, other: str) -> str:
+        """Two cells: the gain of one row over another, and what it comes to."""
+        return f"{mean(self.gain(name, other))} | {verdict(self.gain(name, other))}" if name != other else " | "
 
 
 IMAGES = Rows("images", images.names(), "accuracy")
@@ -143,6 +162,19 @@ def about_mails() -> list[str]:
     ]
 
 
+def under_their_methods() -> None:
+    """Put the rows into the page where each method is described."""
+    for mark, names in SECTIONS.items():
+        lines = [f"| measured | points over `{LABELS}` | | points over `{SOFT}` | |", "|---|---|---|---|---|"]
+        for name in names:
+            for rows in (IMAGES, MAILS):
+                if name in rows.names:
+                    cells = " | ".join(rows.over(name, other) for other in (LABELS, SOFT))
+                    lines.append(f"| `{name}`, {rows.data} | {cells} |")
+        put_between(PAGE, mark, [*lines, ""])
+    put_between(PAGE, "class left out", [*without_a_class(list(images.left_out()))[2:], ""])
+
+
 def main() -> None:
     there, wanted = IMAGES.there() + MAILS.there(), (len(IMAGES.names) + len(MAILS.names)) * len(SEEDS)
     lines = [
@@ -159,7 +191,8 @@ def main() -> None:
         *about_mails(),
     ]
     README.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"wrote {README.name}")
+    under_their_methods()
+    print(f"wrote {README.name} and the rows in {PAGE.name}")
 
 
 if __name__ == "__main__":

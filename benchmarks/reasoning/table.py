@@ -1,5 +1,7 @@
 """Draw README.md from the raw rows: what students answer with and without traces, means over the seeds with intervals.
 
+Its main table is also put into docs/distillation.md.
+
 python -m benchmarks.reasoning.table
 """
 
@@ -10,11 +12,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import SEEDS, mean, read_row, verdict
+from benchmarks.measuring import SEEDS, mean, put_between, read_row, verdict
 from benchmarks.reasoning.lessons import teach
 from benchmarks.reasoning.run import BATCHES, BEYOND, LONG, NAMES, PASSES, RECIPE, ROWS, SHAPE, TAUGHT, WINDOW, trained
 
 README = Path(__file__).parent / "README.md"
+PAGE = README.parents[2] / "docs" / "distillation.md"
 DIRECT = "_direct"
 
 ABOUT = (
@@ -137,6 +140,7 @@ def main() -> None:
         *claims(),
     ]
     README.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    put_between(PAGE, "reasoning", [*answers(), ""])
     print(f"wrote {README.name}: {there} of {len(NAMES) * len(SEEDS)} rows")
 
 
