@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, requires, version
-
-from packaging.requirements import Requirement
+from importlib.metadata import version
 
 from edgeforge.core import user_code
-from edgeforge.core.errors import IncompatiblePlanError, MissingExtraError
+from edgeforge.core.errors import IncompatiblePlanError
 from edgeforge.core.kinds import discover
-from edgeforge.core.spec import Spec, digest_of, nested_specs, perhaps, source_digest
+from edgeforge.core.spec import Spec, digest_of, perhaps, source_digest
 from edgeforge.core.stage import Stage
 from edgeforge.core.task import Task
 from edgeforge.data import DataSource
+from edgeforge.dependencies import check_installed, libraries_of, modules_of
 from edgeforge.device import DeviceProfile, Layout, profile
 from edgeforge.estimators import estimator_for
 from edgeforge.exporters import Exporter
@@ -120,7 +119,7 @@ class _Builder:
         self.pipeline = pipeline
         self.plan = Plan(pipeline, data_digest=_data_digest(pipeline))
         self.task_digest = pipeline.task.digest()
-        self.task_modules = _modules(pipeline.task)
+        self.task_modules = modules_of(pipeline.task)
 
     # -- steps and keys
 
@@ -143,8 +142,8 @@ class _Builder:
                 "parents": dict(parents),
                 "task": self.task_digest,
                 "seed": self.pipeline.seed,
-                "sources": {module: source_digest(module) for module in sorted(_modules(stage) | self.task_modules)},
-                "libraries": {name: version(name) for name in sorted(_libraries(stage))},
+                "sources": {module: source_digest(module) for module in sorted(modules_of(stage) | self.task_modules)},
+                "libraries": {name: version(name) for name in sorted(libraries_of(stage))},
             }
         )
 
@@ -444,42 +443,6 @@ def _exporters_for(task: Task) -> Iterable[str]:
 def _data_digest(pipeline: Pipeline) -> str | None:
     data = getattr(pipeline.task, "data", None)
     return data.digest() if isinstance(data, DataSource) else None
-
-
-def _modules(spec: Spec) -> set[str]:
-    """Modules whose code may change what a spec does: those of its kinds and their bases, and those they name."""
-    found: set[str] = set()
-    for part in nested_specs(spec):
-        classes = [cls for cls in type(part).__mro__ if issubclass(cls, Spec)]
-        found.update(cls.__module__ for cls in classes if not cls.__module__.startswith("edgeforge.core"))
-        found.update(part.uses)
-    return found
-
-
-def _libraries(spec: Spec) -> set[str]:
-    return {name for part in nested_specs(spec) for name in part.needs}
-
-
-def check_installed(spec: Spec) -> None:
-    """Raise MissingExtraError where a distribution that a spec's kinds need is not installed."""
-    for name in sorted(_libraries(spec)):
-        try:
-            version(name)
-        except PackageNotFoundError as error:
-            raise MissingExtraError(
-                f"{spec.kind if hasattr(spec, 'kind') else 'this'} needs {name}, which is not installed",
-                remedy=f"pip install 'edgeforge[{_extra_of(name)}]'",
-            ) from error
-
-
-def _extra_of(distribution: str) -> str:
-    for line in requires("edgeforge") or ():
-        requirement = Requirement(line)
-        if requirement.name.lower() == distribution.lower() and requirement.marker is not None:
-            extra = str(requirement.marker).rpartition("==")[2].strip(" \"'")
-            if extra not in ("all", "test"):
-                return extra
-    return "all"
 
 
 def estimated_samples(plan: Plan, train_size: int) -> dict[str, int]:

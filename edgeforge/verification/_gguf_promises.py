@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from edgeforge.models.folder import read_json, tensor_shapes
 from edgeforge.runtimes._llama.session import LlamaCppSession
 from edgeforge.verification import Check
 from edgeforge.verification._promises import paths
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 SAMPLES = (
     "It was 1851; 24,601 whales (3.14159 of them white) didn't care.",
@@ -113,7 +116,7 @@ def _sizes(file: GgufFile, folder: Path) -> Iterator[tuple[str, tuple[Any, Any]]
 
     table = shapes["model.embed_tokens.weight"]
     yield "block_count", (file.said("block_count"), len(layers))
-    yield "context_length", (file.said("context_length"), config.max_position_embeddings)
+    yield "context_length", (file.said("context_length"), _longest_text(config))
     yield "embedding_length", (file.said("embedding_length"), table[1])
     yield "vocab_size", (file.said("vocab_size", table[0]), table[0])
     yield "attention.key_length", (file.said("attention.key_length"), size)
@@ -135,6 +138,12 @@ def _sizes(file: GgufFile, folder: Path) -> Iterator[tuple[str, tuple[Any, Any]]
     ):
         found, expected = file.said(said), by_layer(name, unit)
         yield said, (found if isinstance(found, list) else [found] * len(layers), expected)
+
+
+def _longest_text(config: PretrainedConfig) -> int:
+    """Tokens up to which llama.cpp, where every token sees all before it, computes what torch does: a window's."""
+    window = config.sliding_window if getattr(config, "use_sliding_window", hasattr(config, "sliding_window")) else None
+    return int(config.max_position_embeddings if window is None else min(window, config.max_position_embeddings))
 
 
 def _angles(file: GgufFile, size: int) -> np.ndarray:
