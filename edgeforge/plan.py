@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from typing import Any
 
 from edgeforge.core import user_code
 from edgeforge.core.errors import IncompatiblePlanError
@@ -101,6 +102,7 @@ def build(pipeline: Pipeline) -> Plan:
     """Order the steps and key them. Raises IncompatiblePlanError, MissingExtraError, ConfigurationError, DataError."""
     check_installed(pipeline.task)
     task = pipeline.task.completed(pipeline.model.folder())
+    _check_families(pipeline)
     builder = _Builder(pipeline.model_copy(update={"task": task}))
     builder.slices()
     builder.chain()
@@ -112,6 +114,18 @@ def build(pipeline: Pipeline) -> Plan:
     for position, target in enumerate(pipeline.targets):
         builder.target(target, f"targets[{position}]")
     return builder.plan
+
+
+def _check_families(pipeline: Pipeline) -> None:
+    """Refuse new models and students of a family that the task does not take, though the library might build them."""
+    said: dict[str, Any] = {"model": pipeline.model}
+    for position, stage in enumerate(pipeline.stages):
+        several = getattr(stage, "students", ())
+        said |= {f"stages[{position}].students[{number}]": student for number, student in enumerate(several)}
+        said |= {f"stages[{position}].student": getattr(stage, "student", None)}
+    for where, source in said.items():
+        if (family := getattr(source, "architecture", None)) is not None:
+            pipeline.task.check_family(family.kind, f"{where}.architecture")
 
 
 class _Builder:

@@ -82,7 +82,7 @@ def _stage_row(step: Step, results: Results) -> StageRow:
     evaluation = _facts(results, f"{step.name}.evaluate")
     metrics, per_class = _metrics(evaluation)
     facts = {**(artifact.facts if artifact else {}), "metrics": metrics, "per_class_accuracy": per_class}
-    facts["prompt_groups"] = _prompt_groups(evaluation)
+    facts["prompt_groups"] = _told(evaluation, "prompt_groups")
     return StageRow(
         name=step.name,
         kind=step.stage.kind,
@@ -102,8 +102,9 @@ def _metrics(evaluation: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
     return scalars, dict(found.get("per_class_accuracy") or {})
 
 
-def _prompt_groups(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    return dict((evaluation.get("metrics") or {}).get("prompt_groups") or {})
+def _told(evaluation: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What stands beside the metrics under a name of its own."""
+    return dict((evaluation.get("metrics") or {}).get(name) or {})
 
 
 # -- files
@@ -166,8 +167,10 @@ def _artifact_row(plan: Plan, results: Results, row: str, baseline: ArtifactRow 
         metrics=metrics,
         metrics_reason=evaluation.get("reason"),
         metrics_runtime=evaluation.get("runtime"),
+        metric_reasons=_told(evaluation, "reasons"),
+        evaluated=_told(evaluation, "evaluated"),
         per_class_accuracy=per_class,
-        prompt_groups=_prompt_groups(evaluation),
+        prompt_groups=_told(evaluation, "prompt_groups"),
         parity=Parity.model_validate(verified.get("parity") or {}),
         checks=verified.get("checks") or (),
         fidelity=verified.get("fidelity"),

@@ -113,5 +113,7 @@ def test_no_gain_is_claimed_that_was_not_measured() -> None:
 
 def test_the_pipeline_in_the_page_loads() -> None:
     page = (ROOT / "docs" / "language_models.md").read_text(encoding="utf-8")
-    (text,) = [block.partition("```")[0] for block in page.split("```yaml\n")[1:]]
-    assert [target.name for target in parse(text.encode(), "docs").targets] == ["phone"]
+    whole, others = (block.partition("```")[0] for block in page.split("```yaml\n")[1:])
+    assert [target.name for target in parse(whole.encode(), "docs").targets] == ["phone"]
+    before = whole.partition("targets:")[0]
+    assert [target.name for target in parse((before + others).encode(), "docs").targets] == ["fixed", "bits", "size"]

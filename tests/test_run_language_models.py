@@ -105,6 +105,8 @@ def test_each_file_has_metrics_of_its_own(outcome: Outcome) -> None:
             assert row.metrics["mean_kld"] is not None
             assert row.comparison is not None
             assert row.comparison.ci95 is not None
+        assert row.evaluated["window"] == row.evaluated["stride"] == 32
+        assert row.evaluated["tokens"] == 31 * row.evaluated["windows"]
     runtimes = {row.name: row.metrics_runtime for row in outcome.report.artifacts}
     assert (runtimes["gguf"], runtimes["onnx"], runtimes["ios"]) == ("llama_cpp", "onnxruntime", "coreml_reference")
 
@@ -157,6 +159,17 @@ def test_other_families_are_refused_by_name(tales: Tales, tmp_path: Path) -> Non
     source = pipeline(tales, model={"kind": "pretrained", "path": str(tmp_path)})
     with pytest.raises(IncompatiblePlanError, match="gpt2"):
         planned(source)
+
+
+@pytest.mark.parametrize("place", ["model", "stages[0].student"])
+def test_encoders_are_no_language_models(tales: Tales, place: str) -> None:
+    """The library has a BERT that predicts the next token, and sees it meanwhile."""
+    bert = {"kind": "config", "architecture": "bert", "hidden_size": 32, "num_attention_heads": 2}
+    student = {"kind": "distill", "student": bert, "losses": ["hard_labels"], "steps": 1}
+    changes = {"model": bert} if place == "model" else {"stages": [student]}
+    with pytest.raises(IncompatiblePlanError, match="is bert, and causal_lm takes llama, mistral") as caught:
+        planned(pipeline(tales, targets=[], **changes))
+    assert caught.value.where == f"{place}.architecture"
 
 
 def test_a_language_model_is_not_written_for_openvino(tales: Tales) -> None:

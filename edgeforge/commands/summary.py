@@ -56,6 +56,8 @@ def show(report: Report, folder: Path, console: Console) -> None:
     console.print()
     console.print(table)
     for row in report.artifacts:
+        if (bits := row.quantization.get("bits_per_weight")) is not None:
+            console.print(f"{row.name}: {bits:.2f} bits per weight", markup=False, highlight=False)
         reason = row.reason or row.metrics_reason
         if reason:
             console.print(f"[yellow]{row.name}[/yellow]: {escape(reason)}", highlight=False)

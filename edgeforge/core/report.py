@@ -158,6 +158,8 @@ class ArtifactRow(_Part):
     (labels, preprocessing) with their bytes, `files` the sha256 of every one of them by its path in the row's folder.
     `latency` is against the baseline; `parents` against what the file came from, measured in the same rounds.
     `coverage_percent` is the share of parameters that were quantized; `layers` are those, the worst first.
+    `evaluated` says on what a language model's metrics are: windows, their length and stride in tokens, the tokens that
+    were predicted, the bytes they stand for; `metric_reasons`, why a metric is null.
     Where a model taught, `against_teacher` is what the file lost; `costs` are those of its answers, device by device.
     """
 
@@ -178,6 +180,8 @@ class ArtifactRow(_Part):
     prompt_groups: PromptGroups = {}
     metrics_reason: str | None = None
     metrics_runtime: str | None = None
+    metric_reasons: dict[str, str] = {}
+    evaluated: dict[str, int] = {}
     comparison: MetricComparison | None = None
     latency: tuple[LatencyComparison, ...] = ()
     parents: tuple[ParentComparison, ...] = ()

@@ -196,10 +196,21 @@ class Task(Spec):
     """The format of the file that every target is compared with, written without quantization."""
     wants_reference: ClassVar[bool] = False
     """Whether a model's answers are evaluated beside those of the model that the chain began with."""
+    families: ClassVar[tuple[str, ...] | None] = None
+    """The model families it takes, by Hugging Face's `model_type`; None: all that have a class for it."""
 
     def completed(self, model: Path | None) -> Task:
         """The same task with all that it takes from the pipeline's model, whose folder this is, if it has one."""
         return self
+
+    def check_family(self, family: str | None, where: str) -> None:
+        """Refuse a model of a family that this task does not take. Raises IncompatiblePlanError."""
+        if self.families is not None and family not in self.families:
+            raise IncompatiblePlanError(
+                f"the model's architecture is {family}, and {self.kind} takes {', '.join(self.families)}",
+                where=where,
+                remedy="use a model of one of these families",
+            )
 
     def digest(self) -> str:
         """sha256 of the data's content: part of every key, so changed data is never mistaken for cached."""

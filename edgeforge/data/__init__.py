@@ -102,6 +102,11 @@ class DataSource(Spec):
         """sha256 of the content, not of the place. Raises DataError where the data is missing."""
         raise NotImplementedError
 
+    def check_holds(self, medium: Medium) -> None:
+        """Refuse another medium before anything is read. Raises ConfigurationError."""
+        if medium not in self.holds:
+            raise self._lacks(medium)
+
     def images(self, image_size: int | None) -> ImageParts:
         """Open the images, resized to `image_size` squares where given. Raises DataError, ConfigurationError."""
         raise self._lacks("images")

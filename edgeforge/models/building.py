@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgeforge.architectures import architecture_of
 from edgeforge.core.errors import ModelError
+from edgeforge.models.gguf_sizes import attention_window
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -168,6 +169,7 @@ def check_fits(model: PreTrainedModel, interface: Interface, *, where: str = "mo
     try:
         logits = example_logits(model, interface, length=SHORT if interface.per_token else None)
     except (IndexError, TypeError, ValueError, RuntimeError) as error:
+        _check_length(model, interface, where, error)
         size = " and ".join("x".join(map(str, value.shape)) for value in interface.inputs)
         image = "`image_size` to what the model takes, or use fewer stages or smaller patches"
         setting = image if interface.pixels else "`max_length` to what the model takes"
@@ -184,7 +186,35 @@ def check_fits(model: PreTrainedModel, interface: Interface, *, where: str = "mo
         )
 
 
+def _check_length(model: PreTrainedModel, interface: Interface, where: str, cause: Exception) -> None:
+    """Raise ModelError where a model that could not read the longest text has a table of fewer positions."""
+    from torch import nn
+
+    rows = getattr(model.config, "max_position_embeddings", None)
+    if interface.tokens is None or not isinstance(rows, int):
+        return
+    words = model.get_input_embeddings()
+    for module in model.modules():
+        # RoBERTa counts positions from behind the padding's id.
+        if isinstance(module, nn.Embedding) and module is not words and module.padding_idx is not None:
+            rows -= module.padding_idx + 1
+    if rows < interface.text.max_length:
+        raise ModelError(
+            f"it reads up to {rows} tokens, and the task's texts have up to {interface.text.max_length}",
+            where=where,
+            remedy=f"set the task's `max_length` to {rows} or less: what follows is cut off",
+        ) from cause
+
+
 def _check_positions(config: PretrainedConfig, interface: Interface, where: str) -> None:
+    seen = attention_window(config)
+    if seen is not None and seen < interface.text.max_length:
+        raise ModelError(
+            f"each of its tokens sees {seen} tokens, the task's windows have {interface.text.max_length}, and in files "
+            "that are written every token sees all of them",
+            where=where,
+            remedy=f"set the task's `max_length` to {seen} or less",
+        )
     known, wanted = getattr(config, "max_position_embeddings", None), interface.text.max_length
     if known is not None and wanted > known:
         raise ModelError(

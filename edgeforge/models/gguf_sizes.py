@@ -217,15 +217,19 @@ def _non_uniform(made: Sizes, model_type: str, where: str) -> Sizes:
         raise ModelError(
             f"its layers differ in width, which llama.cpp does not read of a {model_type}",
             where=where,
-            remedy="prune every layer alike: `uniform: true`",
+            remedy="use a model whose layers are alike",
         )
     return replace(made, architecture=gguf_names.NON_UNIFORM)
 
 
+def attention_window(config: PretrainedConfig) -> int | None:
+    """How many tokens each token sees; None: all before it."""
+    return getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+
+
 def _context(config: PretrainedConfig) -> int:
     """The longest text: llama.cpp lets every token see all before it, so a window must not be left."""
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    return int(min(config.max_position_embeddings, window or config.max_position_embeddings))
+    return int(min(config.max_position_embeddings, attention_window(config) or config.max_position_embeddings))
 
 
 def _query(layer: int) -> str:

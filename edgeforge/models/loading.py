@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,11 +57,14 @@ class Sidecar(Spec):
 def save(model: PreTrainedModel, folder: Path, *, tokenizer_from: Path | None = None) -> None:
     """Write `model` so that `load` gives it back exactly, with the tokenizer of another folder, if one is there.
 
-    Plain ``from_pretrained`` reads the folder too, unless ``shapes.json`` is in it. Raises ModelError where the model
-    is not its config's model in other widths, EnvironmentProblem where the disk refuses.
+    Plain ``from_pretrained`` reads the folder too, unless ``shapes.json`` is in it; of transformers 4 also where that
+    says nothing but that whole heads are gone. Raises ModelError where the model is not its config's model in other
+    widths, EnvironmentProblem where the disk refuses.
     """
     config, changes = _describe(model)
     config.architectures = [type(model).__name__]
+    if changes and (heads := _heads_gone(model, config, changes)):
+        config.pruned_heads = heads
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SHAPES).unlink(missing_ok=True)  # from another model saved here before
@@ -84,6 +88,9 @@ def save(model: PreTrainedModel, folder: Path, *, tokenizer_from: Path | None = 
 def load(folder: Path) -> PreTrainedModel:
     """The model in a folder, float32, on the CPU, in eval mode. Raises ModelError."""
     config = read_config(folder)
+    if getattr(config, "pruned_heads", None):
+        _check_shapes_say_it(folder)
+        config.pruned_heads = {}
     present = tensor_shapes(folder)
     cls = _class_of(config, folder)
     blueprint = _blueprint(cls, config, folder, present)
@@ -143,6 +150,32 @@ def _describe(model: PreTrainedModel) -> tuple[PretrainedConfig, dict[str, Layer
     if not described:
         raise ModelError(f"this {type(model).__name__} cannot be written: {reason or 'no config describes it'}")
     return described[0]
+
+
+def _heads_gone(
+    model: PreTrainedModel, config: PretrainedConfig, changes: Mapping[str, LayerShape]
+) -> dict[int, list[int]]:
+    """Block -> heads, as transformers 4 prunes a model that it builds from a config; empty where that is not `model`.
+
+    Which heads went is no longer known and does not matter: the weights of those that stay are all that is stored.
+    """
+    if getattr(config, "pruned_heads", None) != {}:  # transformers 5 has no such word
+        return {}
+    gone: dict[int, list[int]] = {}
+    for path, layer in changes.items():
+        left = layer.attributes.get("num_attention_heads", layer.attributes.get("n_heads"))
+        if left is not None and (block := re.search(r"\.(\d+)\.", path)):
+            gone[int(block[1])] = list(range(int(left), config.num_attention_heads))
+    if not gone or not hasattr(model.base_model, "_prune_heads"):
+        return {}
+    told = copy.deepcopy(config)
+    told.pruned_heads = copy.deepcopy(gone)
+    try:
+        with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+            blueprint = type(model)(told)
+        return {} if difference(model, blueprint) else gone
+    except ModelError:  # more than heads is gone
+        return {}
 
 
 def _save_plain(model: PreTrainedModel, config: PretrainedConfig, folder: Path) -> None:
@@ -215,6 +248,16 @@ def _class_of(config: PretrainedConfig, folder: Path) -> type[PreTrainedModel]:
             remedy='write the class there, as in "architectures": ["ResNetForImageClassification"]',
         )
     return cls  # type: ignore[no-any-return]
+
+
+def _check_shapes_say_it(folder: Path) -> None:
+    """Raise ModelError where only the config says that heads are gone, in transformers 4's way, which 5 gave up."""
+    if not (folder / SHAPES).is_file():
+        raise ModelError(
+            "transformers 4 pruned heads of this model, which only its own `from_pretrained` reads",
+            where=str(folder / CONFIG),
+            remedy="take the model with all its heads, and prune them here: {kind: prune, structure: attention_heads}",
+        )
 
 
 def _blueprint(cls: type[PreTrainedModel], config: PretrainedConfig, folder: Path, present: Shapes) -> PreTrainedModel:

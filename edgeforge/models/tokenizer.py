@@ -30,6 +30,7 @@ BYTE_ALPHABET = frozenset(map(chr, (*range(33, 127), *range(161, 173), *range(17
 """One character for each byte, as GPT-2 and all byte-level vocabularies since write them (Radford et al., 2019)."""
 BLANK = "\u2581"
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
+_HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 
 ANOTHER_WAY = (
     "use a teacher with the student's tokenizer, or distil by sequence: fine-tune the student on the labels that the "
@@ -51,6 +52,12 @@ def located(chosen: str | None) -> Path:
     folder = Path(chosen).expanduser().absolute()
     if folder.is_dir():
         return folder
+    if not _HUB_ID.fullmatch(chosen):
+        raise ModelError(
+            f"there is no folder {folder}, and '{chosen}' is no hub id",
+            where="task.tokenizer",
+            remedy="check the path; relative ones start at the working directory",
+        )
     from edgeforge.models._hub import fetch
 
     return fetch(chosen, None, wanted=FILES)

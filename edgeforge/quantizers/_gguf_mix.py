@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -144,12 +145,11 @@ class Mixer:
     def _best(self, mixed: GgufFile, room: int, scratch: Path) -> tuple[GgufFile, dict[str, Any]]:
         """The mix, or one of llama.cpp's own that is no larger and nearer to the float model on validation text."""
         inputs = self._held_out()
-        reference = _answers(self.floats.path, inputs)
-        files, measured = {"mixed": mixed}, {"mixed": _kld(mixed.path, inputs, reference)}
+        files, measured = {"mixed": mixed}, {"mixed": _kld(mixed.path, self.floats.path, inputs)}
         for rival, types in self._rivals(room).items():
             recipe = Recipe(rival, types, self.importance.inputs)
             files[rival] = quantize(self.floats.path, scratch / f"{rival}.gguf", recipe)
-            measured[rival] = _kld(files[rival].path, inputs, reference)
+            measured[rival] = _kld(files[rival].path, self.floats.path, inputs)
         best = min(measured, key=lambda name: measured[name])
         if best != "mixed":
             self.job.progress.warn(
@@ -194,16 +194,14 @@ def rows_of(file: GgufFile, name: str) -> Iterator[np.ndarray]:
         yield np.asarray(part, dtype=np.float32).reshape(-1, tensor.shape[-1])
 
 
-def _answers(file: Path, inputs: Sequence[Mapping[str, np.ndarray]]) -> list[np.ndarray]:
-    """Logits of each window, (tokens, vocabulary)."""
-    session = LlamaCppSession(file)
-    try:
-        return [session.run(dict(one))[0][one["attention_mask"][0] > 0] for one in inputs]
-    finally:
-        session.close()
+def _kld(file: Path, floats: Path, inputs: Sequence[Mapping[str, np.ndarray]]) -> float:
+    """Mean divergence per token from the float file's answers.
 
-
-def _kld(file: Path, inputs: Sequence[Mapping[str, np.ndarray]], reference: Sequence[np.ndarray]) -> float:
-    """Mean divergence per token from the float file's answers."""
-    found = [divergence(*pair) for pair in zip(reference, _answers(file, inputs), strict=True)]
+    Those are asked for again for each file: of a large vocabulary, answers about all windows would fill the memory.
+    """
+    with closing(LlamaCppSession(floats)) as reference, closing(LlamaCppSession(file)) as session:
+        found = []
+        for one in inputs:
+            read = one["attention_mask"][0] > 0
+            found.append(divergence(*(asked.run(dict(one))[0][read] for asked in (reference, session))))
     return float(np.concatenate(found).mean())

@@ -19,7 +19,7 @@ from edgeforge.quantizers import _importance as importance_file
 from edgeforge.quantizers._gguf_mix import Mixer
 from edgeforge.quantizers._gguf_types import MIXES, block_of, is_quantizable, mixed_with
 from edgeforge.quantizers._importance import Importance
-from edgeforge.runtimes._llama.quantization import Recipe, quantize
+from edgeforge.runtimes._llama.quantization import Recipe, fallen_back, quantize
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -49,7 +49,8 @@ class GgufK(Quantizer):
     """llama.cpp's quantization: weights in blocks of 32 or 256 with a scale each, in its own mixes or one chosen here.
 
     `type` is one of llama.cpp's mixes. Types whose names have a K or an X need rows of a multiple of 256 weights; where
-    a model has others, llama.cpp takes another type, often a larger one, which is listed and warned of. With
+    a model has others, llama.cpp takes another type, often a larger one, which is listed and warned of; a table of
+    embeddings that is the output's too is to be q6_k in all mixes but q8_0, and becomes q8_0. With
     `target_size_mb` or `target_bpw` each tensor gets its own type: those that cost least divergence from the float
     model, estimated from the Fisher information, in at most that size; the result is measured on validation windows and
     compared with llama.cpp's own mixes that fit, the best of which is kept if it is better.
@@ -130,17 +131,18 @@ class GgufK(Quantizer):
         importance = self._importance(inputs, floats)
         own = self._own_types(floats)
         more: dict[str, Any] = {}
+        fallbacks: dict[str, str] = {}
         if self._chooses:
             assert importance is not None
             mixer = Mixer(floats, importance, job, candidates=self.candidates, own=own)
             found, more["allocation"] = mixer.write(job.folder / MODEL, self._room(floats))
         else:
-            recipe = mixed_with(floats, own, Recipe(self.type or "q4_k_m", {}, importance.inputs if importance else {}))
-            found = quantize(source / MODEL, job.folder / MODEL, recipe)
+            recipe = Recipe(self.type or "q4_k_m", {}, importance.inputs if importance else {})
+            found = quantize(source / MODEL, job.folder / MODEL, mixed_with(floats, own, recipe))
+            fallbacks = _fallbacks(floats, found, recipe, own)
         for name in inputs["model"].files:
             if name != MODEL:
                 shutil.copyfile(source / name, job.folder / name)
-        fallbacks = {} if self._chooses else _fallbacks(found, self.type or "q4_k_m", own)
         if fallbacks:
             job.progress.warn(_fallback_warning(fallbacks, found, self.type or "q4_k_m"))
         tokens = inputs["importance"].facts.get("tokens") if importance else None
@@ -209,15 +211,12 @@ def _around_tensors(file: GgufFile) -> int:
     return file.path.stat().st_size - held + 32 * len(file.tensors) + 512
 
 
-def _fallbacks(file: GgufFile, mix: str, own: Mapping[str, str]) -> dict[str, str]:
-    """Tensors whose rows the mix's blocks do not divide -> what they became."""
-    if block_of(MIXES[mix])[0] == 32:
-        return {}
-    return {
-        name: tensor.type.lower()
-        for name, tensor in file.tensors.items()
-        if is_quantizable(tensor) and name not in own and tensor.shape[-1] % 256
-    }
+def _fallbacks(floats: GgufFile, file: GgufFile, recipe: Recipe, own: Mapping[str, str]) -> dict[str, str]:
+    """Tensors whose rows the blocks of the type that the mix has for them do not divide -> what they became."""
+    fallen = set(fallen_back(floats, recipe))
+    if block_of(MIXES[recipe.mix])[0] == 256:  # llama.cpp says nothing of the output, which it makes q8_0 at once
+        fallen |= {name for name, tensor in file.tensors.items() if is_quantizable(tensor) and tensor.shape[-1] % 256}
+    return {name: tensor.type.lower() for name, tensor in file.tensors.items() if name in fallen - own.keys()}
 
 
 def _fallback_warning(fallbacks: Mapping[str, str], file: GgufFile, mix: str) -> str:

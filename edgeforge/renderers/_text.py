@@ -196,10 +196,31 @@ def slower_than_parents(row: ArtifactRow) -> list[str]:
     ]
 
 
+def metric_notes(rows: Sequence[ArtifactRow]) -> list[str]:
+    """On what language models were evaluated, once where it is the same for all; and why a metric is not known."""
+    windows: dict[str, list[str]] = {}
+    for row in rows:
+        if said := row.evaluated:
+            text = (
+                f"{said['windows']:,} windows of {said['window']:,} tokens, one every {said['stride']:,}: "
+                f"{said['tokens']:,} tokens predicted, {said['bytes']:,} bytes of text"
+            )
+            windows.setdefault(text, []).append(row.name)
+    notes = [f"Evaluated on {text} ({', '.join(names)})." for text, names in windows.items()]
+    for row in rows:
+        unknown: dict[str, list[str]] = {}
+        for name, reason in row.metric_reasons.items():
+            unknown.setdefault(reason, []).append(words(name))
+        notes += [f"{row.name}, {', '.join(names)}: {reason}." for reason, names in unknown.items()]
+    return notes
+
+
 def format_of(row: ArtifactRow) -> str:
-    """File format and number format, as far as they are known."""
+    """File format and number format, as far as they are known; where blocks differ, how many bits that is in truth."""
     kind = row.quantization.get("kind") or row.quantization.get("scheme")
     numbers = str(kind) if kind else "float32"
+    if (bits := row.quantization.get("bits_per_weight")) is not None:
+        numbers += f", {bits:.2f} bits per weight"
     return row.format if row.status == "absent" else f"{row.format}, {numbers}"
 
 

@@ -44,6 +44,7 @@ class Html(Renderer):
                 "speed",
                 "speed_interval",
                 "format_of",
+                "metric_notes",
                 "latency",
                 "beside_baseline",
                 "decibels",

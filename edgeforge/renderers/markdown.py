@@ -153,7 +153,10 @@ def _metrics(report: Report) -> list[str]:
         for row in rows
     ]
     head = ["file", "format", "ran on", *(escape(_text.words(name)) for name in names)]
-    return ["## Metrics of the written files", "", *table(head, body, right=range(3, len(head)))] if rows else []
+    notes = [line for note in _text.metric_notes(rows) for line in ("", escape(note))]
+    return (
+        ["## Metrics of the written files", "", *table(head, body, right=range(3, len(head))), *notes] if rows else []
+    )
 
 
 def _per_class(report: Report) -> list[str]:

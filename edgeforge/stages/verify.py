@@ -30,6 +30,12 @@ class Verify(Stage):
     min_agreement: float = Field(
         default=0.7, ge=0, le=1, description="Least share of samples on which file and float model predict the same."
     )
+    min_token_agreement: float = Field(
+        default=0.4,
+        ge=0,
+        le=1,
+        description="The same for language models, of tokens: two or three bits change many a near choice.",
+    )
     min_cosine: float = Field(default=0.7, ge=-1, le=1, description="Least mean cosine of their outputs.")
     max_metric_drop: float = Field(
         default=0.1, ge=0, description="Most the headline metric may fall below the float model's (absolute)."
@@ -70,7 +76,7 @@ class Verify(Stage):
         for check in same:
             if check.passed is False:
                 facts["passed"], facts["reason"] = False, facts["reason"] or f"{check.name}: {check.detail}"
-        missed = [limit for limit in self._limits(facts.get("fidelity")) if not limit.passed]
+        missed = [limit for limit in self._limits(facts.get("fidelity"), job) if not limit.passed]
         for check in facts["checks"]:
             if check["passed"] is None:
                 job.progress.warn(f"not checked: {check['name']}: {check['detail']}")
@@ -82,16 +88,17 @@ class Verify(Stage):
             facts["golden"] = _golden.write(inputs, job)
         return facts
 
-    def _limits(self, fidelity: Mapping[str, Any] | None) -> list[Check]:
+    def _limits(self, fidelity: Mapping[str, Any] | None, job: Job) -> list[Check]:
         """How a quantized file compares with the float model; empty where it was not compared."""
         if fidelity is None:
             return []
+        agreement = self.min_token_agreement if job.task.answers_per == "token" else self.min_agreement
         found = [
-            ("agreement with float", fidelity["agreement"], fidelity["agreement"] >= self.min_agreement),
+            ("agreement with float", fidelity["agreement"], fidelity["agreement"] >= agreement),
             ("cosine with float", fidelity["cosine"], fidelity["cosine"] >= self.min_cosine),
             (f"drop of {fidelity['metric']}", fidelity["metric_drop"], fidelity["metric_drop"] <= self.max_metric_drop),
         ]
-        limits = (self.min_agreement, self.min_cosine, self.max_metric_drop)
+        limits = (agreement, self.min_cosine, self.max_metric_drop)
         return [
             Check(name, passed, f"{value:.3f}, limit {limit:g}")
             for (name, value, passed), limit in zip(found, limits, strict=True)

@@ -32,9 +32,10 @@ class AttentionHeads(Structure):
     heads, or as many query heads go from every group: either leaves a shape that configs and GGUF have words for.
 
     The heads that stay keep their size, so that their width is no longer that of the blocks. The configs of Llama,
-    Mistral, Qwen2 and Qwen3 say so (`head_dim`), and that of ViT on transformers 5; those of BERT, DistilBERT, RoBERTa
-    and ELECTRA have no words for it: there ``shapes.json`` beside the weights says it, and only EdgeForge loads the
-    folder (exported files are plain).
+    Mistral, Qwen2 and Qwen3 say so (`head_dim`), and that of ViT on transformers 5. For BERT, DistilBERT, RoBERTa and
+    ELECTRA ``shapes.json`` beside the weights says it, and to transformers 4 the config's `pruned_heads` (of ViT too),
+    so that plain `from_pretrained` loads the folder. Transformers 5 gave up that word: there only EdgeForge loads it,
+    as everywhere where other widths were pruned besides. Exported files are plain.
     """
 
     kind: Literal["attention_heads"] = "attention_heads"

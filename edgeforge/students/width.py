@@ -25,8 +25,7 @@ class Width(Student, Blocks):
     With ``weights: teacher`` a transformer starts from the teacher's own numbers: the hidden dimensions, attention
     heads and neurons with the largest weights are copied, the others left behind, as in Minitron (Muralidharan et al.,
     2024, https://arxiv.org/abs/2407.14679, which ranks by activations). Heads stay whole, and query heads with the keys
-    that they share. It learns faster than from
-    fresh weights; before any training it is hardly better.
+    that they share. It learns faster than from fresh weights; before any training it is hardly better.
     """
 
     kind: Literal["width"] = "width"

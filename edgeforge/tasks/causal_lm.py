@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 import numpy as np
 from pydantic import Field, model_validator
 
-from edgeforge.core.errors import DataError, IncompatiblePlanError
+from edgeforge.core.errors import DataError
 from edgeforge.core.kinds import OneOf
 from edgeforge.core.spec import digest_of
 from edgeforge.core.task import (
@@ -92,6 +92,7 @@ class CausalLm(Task, Prompted, Specified):
     answers_per: ClassVar[Literal["sample", "token"]] = "token"
     baseline_format: ClassVar[str] = "gguf"
     wants_reference: ClassVar[bool] = True
+    families: ClassVar[tuple[str, ...] | None] = FAMILIES
     needs: ClassVar[tuple[str, ...]] = ("jinja2", "tokenizers")
     uses: ClassVar[tuple[str, ...]] = (
         "edgeforge.models.chat",
@@ -114,16 +115,13 @@ class CausalLm(Task, Prompted, Specified):
         """See Task. Raises IncompatiblePlanError for a model of a family that is not supported."""
         if model is None:
             return self
-        if (model / CONFIG).is_file() and (family := read_json(model / CONFIG).get("model_type")) not in FAMILIES:
-            raise IncompatiblePlanError(
-                f"the model's architecture is {family}, and language models are supported of {', '.join(FAMILIES)}",
-                where=str(model / CONFIG),
-                remedy="use a model of one of these families (SmolLM2 is a llama)",
-            )
+        if (model / CONFIG).is_file():
+            self.check_family(read_json(model / CONFIG).get("model_type"), str(model / CONFIG))
         own = self.tokenizer is None and tokenizer.present(model)
         return self.model_copy(update={"tokenizer": str(model)}) if own else self
 
     def digest(self) -> str:
+        self.data.check_holds("documents")
         # Of a user's checker its source counts, not its place.
         apart: dict[str, Any] = {
             "data": True,

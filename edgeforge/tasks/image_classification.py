@@ -78,6 +78,7 @@ class ImageClassification(Classification):
     uses: ClassVar[tuple[str, ...]] = ("edgeforge.tasks._classification",)
 
     def digest(self) -> str:
+        self.data.check_holds("images")
         choices = self.model_dump(mode="json", exclude={"data"})
         return digest_of({"task": choices, "data": {"kind": self.data.kind, "content": self.data.digest()}})
 

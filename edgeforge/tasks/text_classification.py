@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from edgeforge.core.errors import DataError, ModelError
+from edgeforge.core.errors import DataError
 from edgeforge.core.kinds import OneOf
 from edgeforge.core.spec import digest_of
 from edgeforge.core.task import NO_LABEL, Batch, Input, Interface, Places, Samples, Split, Tokens
@@ -65,13 +65,15 @@ class TextClassification(Classification):
         return self.model_copy(update={"tokenizer": str(model)}) if own else self
 
     def digest(self) -> str:
+        self.data.check_holds("texts")
         choices = self.model_dump(mode="json", exclude={"data", "tokenizer"})
         data = {"kind": self.data.kind, "content": self.data.digest()}
-        return digest_of({"task": choices, "data": data, "tokenizer": tokenizer.digest(self._tokenizer())})
+        reader = tokenizer.digest(tokenizer.located(self.tokenizer))
+        return digest_of({"task": choices, "data": data, "tokenizer": reader})
 
     def open(self, model: Path | None = None) -> TextData:
         """See Task. Raises ModelError where neither the model nor the task has a tokenizer."""
-        folder = model if model is not None and tokenizer.present(model) else self._tokenizer()
+        folder = model if model is not None and tokenizer.present(model) else tokenizer.located(self.tokenizer)
         return _open(self, self.data.digest(), folder, tokenizer.digest(folder))
 
     def tested(self) -> Samples:
@@ -83,20 +85,6 @@ class TextClassification(Classification):
         part = LabelledTexts(texts, np.full(len(texts), NO_LABEL, dtype=np.int64))
         only = _Texts(data.texts.label_names, parts={"test": part}, rows={"test": np.arange(len(texts))})
         return TextData(data.interface, only, data.tokenizer)
-
-    def _tokenizer(self) -> Path:
-        if self.tokenizer is None:
-            raise ModelError(
-                "the model brings no tokenizer",
-                where="task.tokenizer",
-                remedy="name a folder with tokenizer.json, or a hub id such as google-bert/bert-base-uncased",
-            )
-        folder = Path(self.tokenizer).expanduser().absolute()
-        if folder.is_dir():
-            return folder
-        from edgeforge.models._hub import fetch
-
-        return fetch(self.tokenizer, None, wanted=tokenizer.FILES)
 
     def metrics(self, logits: torch.Tensor, labels: torch.Tensor) -> Mapping[str, Any]:
         """`macro_f1`, `accuracy`, `matthews_correlation`, `expected_calibration_error`, `per_class_accuracy` by label.

@@ -142,7 +142,7 @@ def _sizes(file: GgufFile, folder: Path) -> Iterator[tuple[str, tuple[Any, Any]]
 
 def _longest_text(config: PretrainedConfig) -> int:
     """Tokens up to which llama.cpp, where every token sees all before it, computes what torch does: a window's."""
-    window = config.sliding_window if getattr(config, "use_sliding_window", hasattr(config, "sliding_window")) else None
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     return int(config.max_position_embeddings if window is None else min(window, config.max_position_embeddings))
 
 

@@ -21,8 +21,10 @@ from edgeforge.verification._opened import Inputs, Opened, batches_of
 
 MASK = "attention_mask"
 
-_OF_THE_LIBRARY = frozenset({"dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures"})
-"""Entries of a config that say who wrote it, and not what the model is."""
+_OF_THE_LIBRARY = frozenset(
+    {"dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures", "pruned_heads"}
+)
+"""Entries of a config that say who wrote it, or to torch alone what shapes its weights have."""
 
 
 def any_batch(opened: Opened) -> Check:

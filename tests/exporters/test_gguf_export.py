@@ -309,8 +309,9 @@ def test_different_widths_where_llama_cpp_has_no_name_for_it(
     for layer in (part.gate_proj, part.up_proj):
         keep_channels(layer, range(96), outputs=True)
     keep_channels(part.down_proj, range(96), outputs=False)
-    with pytest.raises(ModelError, match="its layers differ in width"):
+    with pytest.raises(ModelError, match="its layers differ in width") as caught:
         exported(tales, artifact_of(tales, model, tmp_path / "model"), tmp_path / "out")
+    assert caught.value.remedy == "use a model whose layers are alike"
 
 
 @pytest.mark.parametrize(
@@ -395,7 +396,7 @@ def test_memory_does_not_grow_with_the_layers(tales: Tales, tmp_path: Path) -> N
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_llama_cpps_own_converter_writes_the_same(tales: Tales, family: str, converter: Path, tmp_path: Path) -> None:
     source = tales.torch(family)
     ours = gguf_file.read(exported(tales, source, tmp_path / "out")[0])

@@ -266,6 +266,22 @@ def test_windows_longer_than_the_model_reads(tales: Tales) -> None:
         Pretrained(path=str(tales.torch("llama").path)).build(tales.task, long)
 
 
+@pytest.mark.parametrize(("window", "refused"), [(31, True), (32, False), (None, False)])
+def test_windows_longer_than_what_a_token_sees(
+    tales: Tales, tiny_lm: Callable[[str], PreTrainedModel], tmp_path: Path, window: int | None, refused: bool
+) -> None:
+    """torch attends to so many tokens, the written files to all."""
+    model = tiny_lm("mistral")
+    model.config.sliding_window = window
+    loading.save(model, tmp_path)
+    if not refused:
+        Pretrained(path=str(tmp_path)).build(tales.task, tales.data.interface)
+        return
+    with pytest.raises(ModelError, match="sees 31 tokens, the task's windows have 32") as caught:
+        Pretrained(path=str(tmp_path)).build(tales.task, tales.data.interface)
+    assert "`max_length` to 31 or less" in str(caught.value)
+
+
 def test_multiply_accumulates_by_hand(tiny_lm: Callable[[str], PreTrainedModel], tales: Tales) -> None:
     """Three layers of 64, 4 heads of 16 on 2; 128 neurons; 352 tokens; windows of 32."""
     per_token = 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128) + 64 * 352

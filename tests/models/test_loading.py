@@ -489,6 +489,14 @@ def test_hostile_sidecars(pruned_folder: Path, path: str, layer: dict[str, Any],
     refused(pruned_folder, message)
 
 
+def test_heads_that_only_the_config_says_are_gone(tiny_model: MakeModel, tmp_path: Path) -> None:
+    loading.save(tiny_model("vit"), tmp_path)
+    edit_json(tmp_path / "config.json", pruned_heads={})
+    loading.load(tmp_path)
+    edit_json(tmp_path / "config.json", pruned_heads={"0": [1]})
+    refused(tmp_path, r"transformers 4 pruned heads(.|\n)*structure: attention_heads")
+
+
 def test_groups_must_divide(tiny_model: MakeModel, images: torch.Tensor, tmp_path: Path) -> None:
     model = tiny_model("mobilenet_v2")
     prune(model, images, pruning_ratio=0.3)

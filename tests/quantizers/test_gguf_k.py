@@ -25,6 +25,7 @@ from edgeforge.quantizers._gguf_mix import rows_of
 from edgeforge.quantizers._gguf_types import MIXES
 from edgeforge.quantizers.gguf_k import GgufK
 from edgeforge.runtimes._llama.quantization import Recipe, planned_types, quantize
+from edgeforge.runtimes._llama.session import LlamaCppSession
 from edgeforge.stages.importance import Importance
 
 pytest.importorskip("llama_cpp")
@@ -164,8 +165,20 @@ def test_rows_that_a_type_does_not_divide_are_listed_and_warned_of_once(quantize
     assert f"{facts['bits_per_weight']:.2f} bits per weight" in notes.warnings[0]
 
 
-def test_a_type_that_divides_every_row_warns_of_nothing(quantized: Quantized) -> None:
-    facts, _, notes = quantized(type="q4_0")
+@pytest.mark.parametrize("word", ["q4_0", "iq4_nl", "q5_0"])
+def test_a_table_that_was_to_be_q6_k_is_a_fallback_of_a_mix_in_blocks_of_32(quantized: Quantized, word: str) -> None:
+    """llama.cpp gives a table that is the output's too more bits, in a type that rows of 64 do not divide."""
+    facts, _, notes = quantized(type=word)
+    assert facts["fallbacks"] == {"token_embd.weight": "q8_0"}
+    assert facts["types"] == {word: 14, "q8_0": 1}
+    (warning,) = notes.warnings
+    assert warning.startswith(f"{word}: 1 of 15 weights have rows of 64, no multiple of 256, so llama.cpp made them 1")
+    assert warning.endswith(f"{facts['bits_per_weight']:.2f} bits per weight")
+
+
+@pytest.mark.parametrize("fields", [{"type": "q8_0"}, {"type": "q4_0", "tensors": {"token_embd.weight": "q4_0"}}])
+def test_types_that_divide_every_row_warn_of_nothing(quantized: Quantized, fields: dict[str, Any]) -> None:
+    facts, _, notes = quantized(**fields)
     assert facts["fallbacks"] == {}
     assert notes.warnings == []
 
@@ -290,6 +303,22 @@ def test_the_mix_is_nearer_to_the_model_than_a_fixed_type_of_no_fewer_bytes(quan
     assert facts["bits_per_weight"] <= fixed["bits_per_weight"]
     assert measured["mixed"] < measured["q5_0"]
     assert facts["allocation"]["predicted_kld"] == pytest.approx(measured["mixed"], rel=0.7)
+
+
+def test_answers_are_compared_window_by_window(quantized: Quantized, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large vocabulary, what the float file answers to all windows would fill the memory."""
+    asked: list[LlamaCppSession] = []
+    run = LlamaCppSession.run
+
+    def watched(session: LlamaCppSession, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        asked.append(session)
+        return run(session, inputs)
+
+    monkeypatch.setattr(LlamaCppSession, "run", watched)
+    facts, _, _ = quantized(target_bpw=6.0)
+    windows = facts["allocation"]["measured_tokens"] // 32
+    assert len(asked) == 2 * windows * len(facts["allocation"]["measured_kld"]) > 2
+    assert all(one is not other for one, other in zip(asked[::2], asked[1::2], strict=True))
 
 
 def test_a_target_nothing_reaches_names_the_smallest_and_that_one_works(quantized: Quantized) -> None:

@@ -123,6 +123,19 @@ def test_limits_on_the_distance_from_the_float_model(
     assert job.progress.warnings == ["not checked: a: not here"]  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(("agreement", "passed"), [(0.5, True), (0.3, False)])
+def test_tokens_may_differ_more_often_than_classes(
+    digits: Digits, tales: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agreement: float, passed: bool
+) -> None:
+    monkeypatch.setattr(verify, "verification_of", lambda _: Module(agreement=agreement))
+    monkeypatch.setattr(verify, "recorded_check", lambda *rest: [])
+    monkeypatch.setattr(verify._golden, "write", lambda *rest: None)
+    file, model = digits.onnx("resnet"), tales.torch("llama")
+    facts = Verify().run({"file": file, "model": model, "reference": model}, tales.job(tmp_path))
+    assert facts["passed"] is passed
+    assert passed or facts["reason"] == f"agreement with float: {agreement:.3f}, limit 0.4"
+
+
 def test_a_format_nobody_verifies_does_not_pass(digits: Digits, tmp_path: Path) -> None:
     file = Artifact("", "", "no_such_format", tmp_path, "", {}, {}, {})
     facts = Verify().run({"file": file}, digits.job(tmp_path))

@@ -87,11 +87,32 @@ def reloads_plainly(subject: Any, folder: Path) -> None:
 
 def test_what_the_documentation_says_of_plain_reloading_with_fewer_heads(subject: Any, tmp_path: Path) -> None:
     AttentionHeads(ratio=0.5).prune(subject.model, Random(), subject.job)
-    loading.save(subject.model, tmp_path / "saved")
-    plain = subject.model.config.model_type == "vit" and int(transformers_version.split(".")[0]) >= 5
-    assert (tmp_path / "saved" / "shapes.json").exists() is not plain
-    if plain:
-        reloads_plainly(subject, tmp_path)
+    reloads(subject, tmp_path)
+    saved = tmp_path / "saved"
+    five = int(transformers_version.split(".")[0]) >= 5
+    config_says_it = five and subject.model.config.model_type == "vit"
+    assert (saved / "shapes.json").exists() is not config_says_it
+    if five and not config_says_it:
+        return
+    # Judged by transformers alone, which says nothing of tensors that do not fit unless it is asked.
+    plain, info = type(subject.model).from_pretrained(saved, output_loading_info=True)
+    assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert (subject.answer(plain.eval()) - subject.answer()).abs().max().item() == 0.0
+
+
+def test_heads_that_a_config_was_told_of_are_not_pruned_twice(subject: Any, tmp_path: Path) -> None:
+    AttentionHeads(keep=3).prune(subject.model, Magnitude(), subject.job)
+    loading.save(subject.model, tmp_path / "once")
+    subject.model = loading.load(tmp_path / "once")
+    assert not getattr(subject.model.config, "pruned_heads", None)
+    Layers(keep=(1, 2)).prune(subject.model, Random(), subject.job)
+    FfnWidth(width=20).prune(subject.model, Random(), subject.job)
+    AttentionHeads(keep=1).prune(subject.model, Magnitude(), subject.job)
+    reloads(subject, tmp_path)
+    if int(transformers_version.split(".")[0]) < 5:
+        plain = type(subject.model).from_pretrained(tmp_path / "saved").eval()
+        assert (subject.answer(plain) - subject.answer()).abs().max().item() == 0.0
+        assert plain.config.pruned_heads == {0: [1, 2, 3], 1: [1, 2, 3]}
 
 
 def test_heads_can_go_in_two_stages_and_train(subject: Any, tmp_path: Path) -> None:

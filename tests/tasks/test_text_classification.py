@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score, matthews_corrcoef
-from transformers import AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from edgeforge.architectures import Architecture
 from edgeforge.core.errors import ConfigurationError, DataError, ModelError
+from edgeforge.core.kinds import discover
 from edgeforge.core.task import NO_LABEL
 from edgeforge.data.jsonl import Jsonl
 from edgeforge.data.sklearn_digits import SklearnDigits
 from edgeforge.models import tokenizer
+from edgeforge.models.pretrained import Pretrained
 from edgeforge.tasks.text_classification import TextClassification
 
 if TYPE_CHECKING:
@@ -122,6 +125,8 @@ def test_where_the_tokenizer_comes_from(mails: Mails, tmp_path: Path) -> None:
         alone.open()
     with pytest.raises(ModelError, match="brings no tokenizer"):
         alone.completed(tmp_path).digest()
+    with pytest.raises(ModelError, match=r"no folder .*gone/tokenizer, and '\./gone/tokenizer' is no hub id"):
+        alone.model_copy(update={"tokenizer": "./gone/tokenizer"}).digest()
     completed = alone.completed(mails.root / "tokenizer")
     assert completed.digest() == mails.task.digest()
     assert mails.task.completed(tmp_path) == mails.task
@@ -144,6 +149,23 @@ def test_the_digest_covers_texts_tokenizer_and_choices(mails: Mails, tmp_path: P
     assert mails.task.model_copy(update={"data": other}).digest() != before
 
 
-def test_images_are_refused(mails: Mails) -> None:
+@pytest.mark.parametrize("asked", ["digest", "open"])
+def test_images_are_refused_when_a_run_is_planned_and_when_it_begins(mails: Mails, asked: str) -> None:
+    task = TextClassification(data=SklearnDigits(), tokenizer=str(mails.root / "tokenizer"))
     with pytest.raises(ConfigurationError, match="images"):
-        TextClassification(data=SklearnDigits(), tokenizer=str(mails.root / "tokenizer")).open()
+        getattr(task, asked)()
+
+
+@pytest.mark.parametrize(("family", "rows", "most"), [("bert", 12, 12), ("roberta", 12, 11), ("distilbert", 12, 12)])
+def test_texts_longer_than_a_model_reads(mails: Mails, tmp_path: Path, family: str, rows: int, most: int) -> None:
+    """The limit that is named is the model's: there it works."""
+    cls = discover("edgeforge.architectures", Architecture)[family]
+    spec = cls.model_validate({"kind": family, **mails.tiny[family], "max_position_embeddings": rows})
+    config = spec.config(mails.task.model_copy(update={"max_length": 4}).open().interface)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "short")
+    model = Pretrained(path=str(tmp_path / "short"))
+    with pytest.raises(ModelError, match=rf"reads up to {most} tokens, and the task's texts have up to 16") as caught:
+        model.build(mails.task, mails.data.interface)
+    assert f"`max_length` to {most} or less" in str(caught.value)
+    fitting = mails.task.model_copy(update={"max_length": most})
+    model.build(fitting, fitting.open().interface)

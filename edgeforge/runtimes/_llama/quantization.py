@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _PLANNED = re.compile(r"^\[ *\d+/ *\d+\] (\S+) +- \[.*size = [^(]*(?:\((\w+)\))?$")
 """``[   8/ 272] blk.0.ffn_down.weight - [1536, 576, 1, 1], type = f16, size = 1.69 MiB -> 0.53 MiB (q4_1)``"""
 
+_FALLEN_BACK = re.compile(r"warning: (\S+) +- ncols +\d+ not divisible by .*-> falling back to")
+"""``warning: token_embd.weight - ncols 576 not divisible by 256 (required for type q6_K) -> falling back to q8_0``"""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -69,6 +72,16 @@ def planned_types(source: GgufFile, recipe: Recipe) -> dict[str, str]:
     if planned.keys() != source.tensors.keys():
         raise ModelError("llama.cpp does not say which types it would choose", where=str(source.path))
     return {name: (word or source.tensors[name].type).lower() for name, word in planned.items()}
+
+
+def fallen_back(source: GgufFile, recipe: Recipe) -> frozenset[str]:
+    """The tensors whose rows the type that llama.cpp wants does not divide; nothing is quantized. Raises ModelError.
+
+    A mix of types in blocks of 32 has them as well: a table of embeddings that is the output's too is to be q6_k in all
+    of them but q8_0.
+    """
+    said = _run(source.path, source.path, recipe, dry=True)
+    return frozenset(match[1] for line in said.splitlines() if (match := _FALLEN_BACK.search(line)))
 
 
 def _run(source: Path, target: Path, recipe: Recipe, *, dry: bool = False) -> str:
