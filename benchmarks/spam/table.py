@@ -29,8 +29,9 @@ ABOUT = (
     f"{FINE_TUNING['epochs']} epochs at 128 tokens; students learn for {RECIPE['epochs']} epochs, recovery takes "
     f"{RECOVERY['epochs']}, rows with {LABELLED} labels {FEW_STEPS} steps. Every row but `quantize` first cuts the "
     f"vocabulary to {VOCABULARY} tokens. INT8 rows all end in one shape: {SHAPE}; the float32 row `distil-alone` has a "
-    f"quarter of the numbers: {SMALL}. Every file is measured as written. Points lost are against the seed's own "
-    "teacher's fp32 ONNX file; times faster is batch 1, one thread, 128 tokens, against that file in the same run. "
+    f"quarter of the numbers: {SMALL}. Quantization is last in every row, since a pipeline quantizes what its targets "
+    "write. Every file is measured as written. Points lost are against the seed's own teacher's fp32 ONNX "
+    "file; times faster is batch 1, one thread, 128 tokens, against that file in the same run. "
     "Means over the seeds with 95 % intervals (t)."
 )
 
