@@ -160,7 +160,7 @@ def about_mails() -> list[str]:
         *MAILS.table([name for name in MAILS.names if not mails.with_few_labels(name)]),
         "",
         f"- Soft targets beat labels alone: {MAILS.compared(SOFT, LABELS)}.",
-        f"- {few_labels()}",
+        f"- {few_labels()} These rows were added when all labels had shown no difference.",
         f"- General texts first against the task's own: {MAILS.compared(GENERAL, TASK)}.",
     ]
 
