@@ -373,7 +373,8 @@ def _place(row: str, artifact: Artifact | None, home: str | None, out: Path) -> 
 
 def _missed(budget: BudgetRow) -> str:
     where = f" on {budget.device}" if budget.device else ""
-    said = f"{budget.target}: {budget.metric}{where} is {budget.value}, the limit is {budget.limit}"
+    value = "unknown" if budget.value is None else f"{budget.value:.4g}"
+    said = f"{budget.target}: {budget.metric}{where} is {value}, the limit is {budget.limit:g}"
     return f"{said} ({budget.reason})" if budget.reason else said
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -217,6 +218,7 @@ def test_a_missed_budget_is_told_after_everything_is_written(finished: tuple[Pat
     outcome, _ = run(tiny(budgets={"size_mb": 0.001}), folder)
     assert isinstance(outcome.error, BudgetError)
     assert outcome.error.exit_code == 5
+    assert re.fullmatch(r"int8: size_mb is 0\.\d{2,6}, the limit is 0\.001", outcome.error.what)
     assert (folder / "out" / "artifacts" / "int8" / "model.onnx").is_file()
 
 
