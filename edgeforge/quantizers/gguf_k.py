@@ -93,7 +93,7 @@ class GgufK(Quantizer):
         "edgeforge.runtimes._llama.divergence",
         "edgeforge.runtimes._llama.model",
         "edgeforge.runtimes._llama.quantization",
-        "edgeforge.runtimes.llama_cpp",
+        "edgeforge.runtimes._llama.session",
     )
 
     @model_validator(mode="after")

@@ -103,6 +103,8 @@ class Generate(Stage, Sampling):
         "edgeforge.models.chat",
         "edgeforge.models.loading",
         "edgeforge.models.tokenizer",
+        "edgeforge.runtimes._llama.model",
+        "edgeforge.runtimes._llama.session",
         "edgeforge.stages._answered",
         "edgeforge.stages._llama_writer",
         "edgeforge.stages._prompts_to_write",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from edgeforge import environment
+from edgeforge import links as links_package
 from edgeforge.core.artifact import Artifact
 from edgeforge.core.errors import DeviceProblem, IncompatiblePlanError
 from edgeforge.core.report import MeasurementRow
@@ -17,6 +19,8 @@ from edgeforge.core.stage import Job
 from edgeforge.core.task import Input, Interface, Pixels
 from edgeforge.links import Link, Start, Timings, Workload
 from edgeforge.links.local import Local
+from edgeforge.quantizers.gguf_k import GgufK
+from edgeforge.runtimes import _llama as llama_package
 from edgeforge.stages import benchmark
 from edgeforge.stages.benchmark import Benchmark, compare
 
@@ -269,3 +273,12 @@ def test_timings_are_kept_where_the_device_is_lost_afterwards(scored) -> None:
     facts = scored(Answering(lost=True), 12)
     assert facts["measurements"]
     assert facts["on_device"] == {"samples": 12, "metrics": None, "reason": "the device was lost"}
+
+
+def test_a_change_of_any_link_or_of_what_asks_a_gguf_file_measures_again() -> None:
+    """What a key leaves out is taken from the store though it would be another number now."""
+    links = {module.name for module in pkgutil.walk_packages(links_package.__path__, "edgeforge.links.")}
+    assert links - set(Benchmark.uses) == {"edgeforge.links._speculation"}  # a command of its own
+    llama = {module.name for module in pkgutil.walk_packages(llama_package.__path__, "edgeforge.runtimes._llama.")}
+    timed = {name for name in llama if name.rpartition(".")[2] in ("model", "session")}
+    assert len(timed) == 2 and timed <= set(Benchmark.uses) and timed <= set(GgufK.uses)
